@@ -1,0 +1,61 @@
+"""hopinterp: does layer ℓ of a transformer trained on k-hop induction resolve 2^ℓ hops? Find out, layer by layer.
+
+    import hopinterp as hi
+    model, task = hi.load("path/to/model")             # a HookedTransformer and its HopTask
+    batch = task.sample(64, hops=8, seed=0)            # batch.tokens, batch.labels, batch.find [batch, hop, position]
+    seen = hi.probe(model, task, hops=8)               # xarray.Dataset: accuracy[layer, hop], control[layer, hop], …
+    seen.resolved                                      # R(layer)
+
+Names are imported when they are first used: `import hopinterp` loads neither torch nor TransformerLens.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hopinterp.errors import HopInterpError as HopInterpError
+    from hopinterp.evidence.attention import align as align
+    from hopinterp.evidence.behaviour import evaluate as evaluate
+    from hopinterp.evidence.probes import probe as probe
+    from hopinterp.evidence.probes import resolved as resolved
+    from hopinterp.models.fused import FusedTransformer as FusedTransformer
+    from hopinterp.models.gpt2 import import_gpt2 as import_gpt2
+    from hopinterp.models.spec import ModelSpec as ModelSpec
+    from hopinterp.models.store import load as load
+    from hopinterp.models.store import load_fused as load_fused
+    from hopinterp.models.store import save as save
+    from hopinterp.task import Batch as Batch
+    from hopinterp.task import HopTask as HopTask
+    from hopinterp.training.loop import train as train
+
+_ROOMS = {
+    "HopInterpError": "errors",
+    "HopTask": "task",
+    "Batch": "task",
+    "ModelSpec": "models.spec",
+    "FusedTransformer": "models.fused",
+    "load": "models.store",
+    "load_fused": "models.store",
+    "save": "models.store",
+    "import_gpt2": "models.gpt2",
+    "evaluate": "evidence.behaviour",
+    "align": "evidence.attention",
+    "probe": "evidence.probes",
+    "resolved": "evidence.probes",
+    "train": "training.loop",
+}
+__all__ = sorted(_ROOMS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'hopinterp' has no attribute {name!r}")
+    value = getattr(import_module(f"hopinterp.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,424 @@
+"""The front door: the `hopinterp` command parses, calls and prints. No science in it, and no torch until it is needed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hopinterp.errors import HopInterpError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import xarray as xr
+    from rich.table import Table
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Does layer ℓ of a k-hop transformer resolve 2^ℓ hops? Import or train a model, then look inside.",
+)
+
+Model = Annotated[str, typer.Argument(help="A model directory, or a shipped model's name.")]
+Hops = Annotated[int, typer.Option(help="k, the hop count the model is asked for.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Plot = Annotated[Path | None, typer.Option(help="Also draw the figure into this file (.png, .svg, .pdf).")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+def main() -> None:
+    """Run the command: what a user can mend is one line on standard error and exit status 2."""
+    # the base class of everything the parser raises, which typer does not name publicly
+    usage_error: type[Exception] = typer.BadParameter.__bases__[0]
+    try:
+        status = app(standalone_mode=False) or 0
+        if status == _INTERRUPTED:  # the parser turned Ctrl-C into this
+            raise KeyboardInterrupt
+        sys.exit(status)
+    except HopInterpError as error:
+        _fail(str(error))
+    except usage_error as error:
+        _fail(error.format_message())  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        print("hopinterp: interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+
+
+def _fail(message: str) -> None:
+    print("hopinterp: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+@app.command()
+def models(
+    directory: Annotated[Path | None, typer.Argument(help="Look here instead of among the shipped models.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the models that can be named."""
+    from hopinterp.models import store
+
+    if directory is not None and not directory.is_dir():
+        raise HopInterpError(f"no directory {directory}")
+    cards = {path.name: store.read_card(path) for path in store.list_models(directory)}
+    if as_json:
+        _print_json({name: json.loads(card.to_json()) for name, card in cards.items()})
+        return
+    table = _table("model", "depth", "width", "heads", "letters", "|Σ|", "max k", "solves", "made")
+    for name, card in cards.items():
+        spec, task = card.spec, card.task
+        sizes = (spec.n_layers, spec.d_model, spec.n_heads, task.n_letters, task.alphabet_size, task.max_hops)
+        table.add_row(name, *map(str, sizes), _solved(card.errors.get("errors", {})), str(card.made.get("how", "")))
+    _show(table, f"{len(cards)} model(s) in {directory or 'trained_models'}.")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A torch.save'd or safetensors GPT-2 state dict.")],
+    heads: Annotated[int, typer.Option(help="Attention heads (shapes do not show them).")],
+    out: Annotated[Path, typer.Option(help="The model directory to write.")],
+    letters: Annotated[int | None, typer.Option(help="Letters in a sequence; two fewer than positions by default.")] = None,
+    alphabet: Annotated[int, typer.Option(help="Size of the alphabet.")] = 4,
+    max_hops: Annotated[int, typer.Option(help="The largest k.")] = 16,
+    act: Annotated[str, typer.Option(help="The MLP's activation: gelu_new, gelu or relu.")] = "gelu_new",
+    overwrite: Annotated[bool, typer.Option(help="Replace a model directory that is there.")] = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Import a Hugging Face GPT-2 checkpoint of the task, exactly."""
+    from hopinterp.evidence.behaviour import evaluate
+    from hopinterp.models import gpt2, store
+    from hopinterp.task import HopTask
+
+    state = gpt2.read_state_dict(file)
+    model = gpt2.convert(state, heads, act)
+    task = HopTask(letters if letters is not None else max(1, model.spec.n_ctx - 2), alphabet, max_hops)
+    gpt2.check_heads(model, task)
+    with _working("measuring its errors"):
+        errors = _error_json(evaluate(model, task, seed=seed))
+    made = {"how": f"imported from {file.name}", "heads": heads}
+    card = store.save(out, model, task, made, errors, overwrite)
+    if as_json:
+        _print_json(json.loads(card.to_json()))
+        return
+    sizes = f"{model.spec.n_layers} blocks, d_model {model.spec.d_model}, {heads} heads"
+    _show(None, f"{out}: {sizes}. Solves {_solved(errors['errors'])} (error ≤ 1%).")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="The model directory to write.")],
+    layers: Annotated[int, typer.Option(help="Depth, the number of blocks.")] = 3,
+    d_model: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
+    heads: Annotated[int, typer.Option(help="Attention heads a block.")] = 4,
+    letters: Annotated[int, typer.Option(help="Letters in a sequence.")] = 30,
+    alphabet: Annotated[int, typer.Option(help="Size of the alphabet.")] = 4,
+    max_hops: Annotated[int, typer.Option(help="The largest k.")] = 3,
+    steps: Annotated[int, typer.Option(help="Gradient steps.")] = 4000,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 32,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace a model directory that is there.")] = False,
+) -> None:
+    """Train a model of the task; by default a tiny one, in about a minute."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from hopinterp.evidence.behaviour import evaluate
+    from hopinterp.models import store
+    from hopinterp.models.spec import ModelSpec
+    from hopinterp.task import HopTask
+    from hopinterp.training.loop import train as run_training
+
+    task = HopTask(letters, alphabet, max_hops)
+    spec = ModelSpec.for_task(task, layers, d_model=d_model, n_heads=heads)
+    store.check_free(out, overwrite)
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("training", total=steps)
+
+        def report(step: int, loss: float, largest: int) -> None:
+            progress.update(bar, completed=step + 1, description=f"loss {loss:.3f}, asked up to k = {largest}")
+
+        model = run_training(spec, task, steps, batch, lr, seed, report)
+    errors = _error_json(evaluate(model, task, seed=seed))
+    settings = {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
+    store.save(out, model, task, {"how": "trained by hopinterp train", **settings}, errors, overwrite)
+    _show(
+        None, f"{out}: {layers} blocks, d_model {d_model}, {heads} heads. Solves {_solved(errors['errors'])} (error ≤ 1%)."
+    )
+
+
+@app.command("eval")
+def eval_(
+    model: Model,
+    hops: Annotated[str, typer.Option(help="Values of k: 8, 1-16 or 1,2,4.")] = "",
+    sequences: Annotated[int, typer.Option(help="Sequences a k.")] = 100,
+    seed: Seed = 0,
+    dropout: Annotated[float, typer.Option(help="Dropout left on while answering (the published table: 0.1).")] = 0.0,
+    device: Device = "auto",
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """err_k: the share of answers that are wrong, for each k."""
+    from hopinterp.evidence.behaviour import evaluate
+    from hopinterp.models import store
+
+    network, card = store.load_fused(model, _device(device))
+    _check_drawable(plot)
+    with _working("answering"):
+        found = evaluate(network, card.task, _hop_range(hops, card.task.max_hops), sequences, seed, dropout)
+    result = _error_json(found)
+    _draw(plot, "error_curve", found, title=f"{Path(model).name}: err_k")
+    if as_json:
+        _print_json(result)
+        return
+    table = _table("k", "error %", "95% interval", "positions")
+    for k in found.k.values:
+        row = found.sel(k=k)
+        table.add_row(
+            str(k), f"{100 * row.error:.2f}", f"{100 * row.low:.2f} – {100 * row.high:.2f}", str(int(row.positions))
+        )
+    condition = f"with dropout {dropout:g}" if dropout else "in eval mode"
+    _show(table, f"{Path(model).name} solves {_solved(result['errors'])} {condition} (error ≤ 1% for all of them).")
+
+
+@app.command()
+def attention(
+    model: Model,
+    hops: Hops,
+    sequences: Annotated[int, typer.Option(help="Sequences to average over.")] = 50,
+    seed: Seed = 0,
+    device: Device = "auto",
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Which find^j each head attends to."""
+    from hopinterp.evidence.attention import align
+    from hopinterp.models import store
+
+    network, card = store.load_fused(model, _device(device))
+    _check_drawable(plot)
+    with _working("reading attention patterns"):
+        found = align(network, card.task, hops, sequences, seed)
+    _draw(plot, "alignment_heatmap", found, k=hops, title=f"{Path(model).name}: alignment with find^j (cosine), k = {hops}")
+    one = found.sel(k=hops)
+    if as_json:
+        names = {"scores": "score", "scores_valid": "score_valid", "low": "low", "high": "high"}
+        names |= {name: name for name in ("previous_token", "task_token", "self_token", "best_hop", "best_score", "uniform")}
+        _print_json(
+            {"hops": hops} | {key: one[name].values.tolist() for key, name in names.items()} | {"settings": found.attrs}
+        )
+        return
+    table = _table("layer.head", "best j", "score", "95% interval", "non-null rows", "previous", "first", "self")
+    for layer in one.layer.values:
+        for head in one["head"].values:
+            unit = one.sel(layer=layer, head=head)
+            best = unit.sel(hop=unit.best_hop)
+            cells = (unit.best_score, best.score_valid, unit.previous_token, unit.task_token, unit.self_token)
+            score, valid, *others = (f"{float(cell):.2f}" for cell in cells)
+            table.add_row(
+                f"{layer}.{head}", str(int(unit.best_hop)), score, f"{best.low:.2f} – {best.high:.2f}", valid, *others
+            )
+    _show(table, _attention_reading(one))
+
+
+@app.command()
+def probe(
+    model: Model,
+    hops: Hops,
+    layer: Annotated[int | None, typer.Option(help="One block, counted from 0; every block by default.")] = None,
+    target: Annotated[str, typer.Option(help="token: the letter at find^j(i); position: find^j(i) itself.")] = "token",
+    method: Annotated[str, typer.Option(help="logistic, or ridge for a quick scan.")] = "logistic",
+    sequences: Annotated[int, typer.Option(help="Held-out sequences.")] = 100,
+    train_sequences: Annotated[int, typer.Option(help="Sequences to fit on.")] = 160,
+    seed: Seed = 0,
+    device: Device = "auto",
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Which hops can be read off each block's output, linearly."""
+    from hopinterp.evidence.probes import probe as run_probe
+    from hopinterp.models import store
+
+    network, card = store.load_fused(model, _device(device))
+    _check_drawable(plot)
+    layers = None if layer is None else [layer]
+    with _working("fitting probes"):
+        found = run_probe(
+            network, card.task, hops, target=target, layers=layers, method=method,  # type: ignore[arg-type]
+            train_sequences=train_sequences, sequences=sequences, seed=seed,
+        )  # fmt: skip
+    _draw(plot, "probe_staircase", found, title=f"{Path(model).name}, k = {hops}: {target} at find^j(i), read from block ℓ")
+    if as_json:
+        _print_json(_probe_json(found))
+        return
+    shown = [j for j in found.hop.values.tolist() if j <= max(hops, 8)]
+    table = _table("block", *(f"{j}" for j in shown), "R", "frontier")
+    for block in found.layer.values:
+        row = found.sel(layer=block)
+        cells = [_probe_cell(row.sel(hop=j)) for j in shown]
+        table.add_row(str(block), *cells, str(int(row.resolved)), str(int(row.frontier)))
+    explained = found.baseline.max("layer")
+    table.add_row("[dim]cheaper", *(f"[dim]{float(explained.sel(hop=j)):.2f}" for j in shown), "", "")
+    _show(table, _probe_reading(found))
+
+
+def _probe_json(found: xr.Dataset) -> dict[str, Any]:
+    from hopinterp.theory.hypotheses import HYPOTHESES, resolved
+
+    hops = found.attrs["hops"]
+    by_hop = ("accuracy", "low", "high", "baseline", "untrained", "control", "selectivity")
+    layers = []
+    for layer in found.layer.values.tolist():
+        row = found.sel(layer=layer)
+        values: dict[str, Any] = {name: {str(j): float(row[name].sel(hop=j)) for j in row.hop.values} for name in by_hop}
+        held = [j for j in row.hop.values.tolist() if bool(row.held.sel(hop=j))]
+        theory = {name: resolved(name, hops, layer + 1)[layer] for name in HYPOTHESES}
+        ends = {"resolved": int(row.resolved), "frontier": int(row.frontier)}
+        layers.append({"layer": layer, **values, "held": held, **ends, "theory": theory})
+    explanations = {name: found[name].values.tolist() for name in ("majority", "lower_hops")}
+    return {"hops": hops, "layers": layers, **explanations, "settings": found.attrs}
+
+
+def _probe_cell(cell: xr.Dataset) -> str:
+    text = f"{float(cell.accuracy):.2f}"
+    return f"[bold green]{text}[/]" if bool(cell.held) else text
+
+
+def _probe_reading(found: xr.Dataset) -> str:
+    from hopinterp.theory.hypotheses import HYPOTHESES, resolved
+
+    hops, layers = found.attrs["hops"], found.layer.values.tolist()
+    blocks = "Blocks" if len(layers) > 1 else f"Block {layers[0]}"
+    seen = ", ".join(str(int(r)) for r in found.resolved)
+    predicted = {name: resolved(name, hops, layers[-1] + 1) for name in HYPOTHESES}
+    theory = "; ".join(f"{name} {', '.join(str(r[layer]) for layer in layers)}" for name, r in predicted.items())
+    key = f"Accuracy of the {found.attrs['target']} at find^j(i), j = 0, 1, …, read from a block's output at i. Cheaper: the"
+    key += " best other explanation. Green: held, the accuracy's lower bound closes 80% of the gap from there to 1."
+    return f"{key}\n{blocks} resolve{'s' if len(layers) == 1 else ''} {seen} of {hops} hops. Theory: {theory}."
+
+
+def _attention_reading(one: xr.Dataset) -> str:
+    parts = []
+    for layer in one.layer.values:
+        unit = one.sel(layer=layer)
+        head = int(unit.best_score.argmax("head"))
+        previous = int(unit.previous_token.argmax("head"))
+        if float(unit.previous_token[previous]) > float(unit.best_score[head]):
+            parts.append(f"block {layer} the previous token ({float(unit.previous_token[previous]):.2f}, head {previous})")
+        else:
+            parts.append(f"block {layer} find^{int(unit.best_hop[head])} ({float(unit.best_score[head]):.2f}, head {head})")
+    return "Strongest alignment: " + "; ".join(parts) + "."
+
+
+def _error_json(found: xr.Dataset) -> dict[str, Any]:
+    names = {"errors": "error", "low": "low", "high": "high"}
+    values = {key: {str(k): float(found[name].sel(k=k)) for k in found.k.values} for key, name in names.items()}
+    return values | {"settings": dict(found.attrs)}
+
+
+def _solved(errors: dict[str, float]) -> str:
+    """The k's from the lowest measured on, as long as each has at most 1% error."""
+    solved = 0
+    ks = sorted(map(int, errors))
+    while solved < len(ks) and errors[str(ks[solved])] <= 0.01:
+        solved += 1
+    if not solved:
+        return "no k measured" if not ks else f"not even k = {ks[0]}"
+    return f"k = {ks[0]}" if solved == 1 else f"k = {ks[0]} to {ks[solved - 1]}"
+
+
+def _hop_range(text: str, max_hops: int) -> list[int]:
+    """ "8", "1-16" or "1,2,4" as numbers; 1 … max_hops for nothing."""
+    if not text:
+        return list(range(1, max_hops + 1))
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        raise HopInterpError(f"--hops is {text!r}; it is a number, a range or a list: 8, 1-16, 1,2,4")
+    ks: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        ks += range(int(first), int(last or first) + 1)
+    if not ks:
+        raise HopInterpError(f"--hops is {text!r}, an empty range")
+    return sorted(set(ks))
+
+
+def _device(name: str) -> str:
+    import torch
+
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if found[kind])
+    if name not in found:
+        raise HopInterpError(f"--device is {name!r}; it is auto, cpu, cuda or mps")
+    if not found[name]:
+        raise HopInterpError(f"--device is {name}; this machine has none")
+    return name
+
+
+def _check_drawable(path: Path | None) -> None:
+    """Fail before the work, not after it."""
+    if path is not None and not path.resolve().parent.is_dir():
+        raise HopInterpError(f"cannot draw into {path}: no directory {path.parent}")
+
+
+def _draw(path: Path | None, kind: str, found: xr.Dataset, **settings: Any) -> None:
+    if path is None:
+        return
+    from hopinterp.views import plots
+
+    plots.write(getattr(plots, kind)(found, **settings), path)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: an undefined number is null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        left = column in ("model", "made")
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    return table
+
+
+def _show(table: Table | None, reading: str) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a pipe or a file has no width to keep to
+    if table is not None:
+        console.print(table)
+    console.print(reading, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """A spinner on standard error, where there is a terminal to see it."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(what + " …"):
+        yield

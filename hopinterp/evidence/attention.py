@@ -1,0 +1,119 @@
+"""Where heads look: the alignment of every head with find^j, for any set of k at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hopinterp.errors import HopInterpError
+from hopinterp.evidence.intervals import LEVEL, bootstrap
+from hopinterp.models.fused import FusedTransformer, depth_of, device_of, pattern, runner
+from hopinterp.task import HopTask
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+Pattern = Float[Tensor, "batch head query key"]
+_BATCH = 200
+
+
+@torch.no_grad()
+def align(
+    model: HookedTransformer | FusedTransformer,
+    task: HopTask,
+    hops: int | Iterable[int] | None = None,
+    sequences: int = 50,
+    seed: int = 0,
+) -> xr.Dataset:
+    """How each head's pattern A agrees with find^j, for every (k, layer, head, j): the paper's appendix G.4.
+
+    With B the 0/1 matrix of find^j (row i has its one at find^j(i), and is empty where that is 0), the score of a
+    sequence is the cosine Σ A⊙B / (‖A‖‖B‖), as the authors' code computes it (the printed formula has ‖A‖²).
+
+    Args:
+        hops: the values of k that the model is asked for; all of 0 … max_hops by default.
+        sequences: drawn once; the same sequences serve every k.
+
+    Returns:
+        Dims k, layer, head, hop. Means over sequences of `score` (with `low`, `high`, 95% by bootstrap over sequences)
+        and `score_valid`, whose norms run over the rows where find^j is not null, so that a perfect head scores 1;
+        `previous_token`, `task_token` (the first position) and `self_token` [k, layer, head], cosines likewise;
+        `uniform`, `uniform_valid` [hop], the scores of a head that attends evenly, as a control; `best_hop` [k, layer,
+        head], the j of the highest score, and `best_score` (the paper's Figures 14 and 15).
+
+    Raises:
+        HopInterpError: k out of range, or no sequences.
+    """
+    ks = [hops] if isinstance(hops, int) else list(hops) if hops is not None else list(range(task.max_hops + 1))
+    task.check_hops(*ks)
+    if not ks:
+        raise HopInterpError("no values of k were given")
+    run = runner(model, task)
+    batch = task.sample(sequences, hops=0, seed=seed, device=device_of(run))
+    tokens = batch.tokens.repeat(len(ks), 1)
+    tokens[:, 0] = torch.tensor(ks, device=tokens.device).repeat_interleave(sequences)
+    find = batch.find.repeat(len(ks), 1, 1)
+    names = [pattern(layer) for layer in range(depth_of(run))]
+    parts: list[dict[str, Tensor]] = []
+    for some_tokens, some_find in zip(tokens.split(_BATCH), find.split(_BATCH), strict=True):
+        _, cache = run.run_with_cache(some_tokens, names_filter=names)
+        parts += [_stack([scores(cache[name], some_find) for name in names])]
+    by_sequence = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    by_sequence = {name: value.unflatten(0, (len(ks), sequences)) for name, value in by_sequence.items()}
+    return _dataset(by_sequence, scores(_uniform(tokens.shape[1]).expand(sequences, 1, -1, -1), batch.find.cpu()), ks, seed)
+
+
+def scores(patterns: Pattern, find: Int[Tensor, "batch hop position"]) -> dict[str, Tensor]:
+    """Cosines of each pattern with find^j and with three fixed matrices, for one block. NaN where find^j has no pair.
+
+    The 0/1 matrices are never built: Σ A⊙B gathers one number a row.
+
+    Returns:
+        `score`, `score_valid` [batch, head, hop]; `previous_token`, `task_token`, `self_token` [batch, head].
+    """
+    valid = (find > 0).to(patterns.dtype)
+    index = find.mT[:, None].expand(-1, patterns.shape[1], -1, -1)
+    hit = torch.einsum("bhij,bji->bhj", patterns.gather(-1, index), valid)
+    row = patterns.square().sum(-1)
+    norm = row.sum(-1, keepdim=True).sqrt()
+    pairs = valid.sum(-1)[:, None].sqrt()
+    n = patterns.shape[-1]
+    return {
+        "score": hit / (norm * pairs),
+        "score_valid": hit / (torch.einsum("bhi,bji->bhj", row, valid).sqrt() * pairs),
+        "previous_token": patterns.diagonal(-1, -2, -1).sum(-1) / (norm[..., 0] * (n - 1) ** 0.5),
+        "task_token": patterns[..., 0].sum(-1) / (norm[..., 0] * n**0.5),
+        "self_token": patterns.diagonal(0, -2, -1).sum(-1) / (norm[..., 0] * n**0.5),
+    }
+
+
+def _stack(layers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([layer[name] for layer in layers], dim=1) for name in layers[0]}
+
+
+def _uniform(n: int) -> Pattern:
+    ones = torch.ones(n, n).tril()
+    return (ones / ones.sum(-1, keepdim=True))[None, None]
+
+
+def _dataset(values: dict[str, Tensor], control: dict[str, Tensor], ks: list[int], seed: int) -> xr.Dataset:
+    """Means and intervals over sequences; `values` are [k, sequence, layer, head, …]."""
+    sequences = values["score"].shape[1]
+    means = {name: value.nanmean(1).numpy() for name, value in values.items()}
+    by_sequence = values["score"].transpose(0, 1)
+    low, high = bootstrap(by_sequence.nan_to_num(), (~by_sequence.isnan()).double(), seed)
+    dims = ("k", "layer", "head", "hop")
+    _, _, n_layers, n_heads, n_hops = values["score"].shape
+    data: dict[str, tuple[Any, Any]] = {name: (dims[: value.ndim], value) for name, value in means.items()}
+    data |= {"low": (dims, low.numpy()), "high": (dims, high.numpy())}
+    data["uniform"] = ("hop", control["score"].nanmean((0, 1)).numpy())
+    data["uniform_valid"] = ("hop", control["score_valid"].nanmean((0, 1)).numpy())
+    coords = {"k": ks, "layer": range(n_layers), "head": range(n_heads), "hop": range(n_hops)}
+    result = xr.Dataset(data, coords, {"sequences": sequences, "seed": seed, "level": LEVEL})
+    filled = result.score.fillna(-1)
+    return result.assign(best_hop=filled.idxmax("hop").astype(int), best_score=filled.max("hop"))

@@ -1,0 +1,57 @@
+"""The scales: confidence intervals for rates measured on sequences, whose positions are not independent."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from scipy.special import betaincinv
+from torch import Tensor
+
+LEVEL = 0.95
+"""Every interval in the package is a two-sided 95% one."""
+
+
+def bootstrap(
+    numerator: Float[Tensor, "sequence ..."],
+    denominator: Float[Tensor, "sequence ..."],
+    seed: int,
+    resamples: int = 1000,
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Percentile interval of Σ numerator / Σ denominator when sequences are drawn again with replacement.
+
+    All rates share the same draws. NaN where no sequence counts.
+    """
+    sequences = len(numerator)
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(sequences, (resamples, sequences), generator=generator)
+    weights = torch.zeros(resamples, sequences, dtype=torch.float64).scatter_add_(
+        1, draws, torch.ones(resamples, sequences, dtype=torch.float64)
+    )
+    shape = numerator.shape[1:]
+    top, bottom = (weights @ counts.cpu().double().reshape(sequences, -1) for counts in (numerator, denominator))
+    tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    low, high = (top / bottom).nanquantile(tails, dim=0).view(2, *shape)
+    return low, high
+
+
+def korn_graubard(
+    wrong: Float[Tensor, "sequence ..."], counted: Float[Tensor, "sequence ..."]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Interval of a rate near 0 or 1, where the bootstrap is too sure of itself (no error seen gives it [0, 0]).
+
+    Clopper and Pearson's exact binomial interval at the effective sample size: the number of positions divided by the
+    design effect, the factor by which whole sequences widen the variance (Korn and Graubard 1998). Taken as 1 where
+    nothing can be estimated, that is where no position, or every one, is wrong.
+    """
+    wrong, counted = wrong.double(), counted.double()
+    n, sequences = counted.sum(0), len(counted)
+    rate = wrong.sum(0) / n
+    residual = (wrong - rate * counted) / n
+    variance = residual.square().sum(0) * sequences / max(sequences - 1, 1)
+    binomial = rate * (1 - rate) / n
+    effect = torch.where(binomial > 0, variance / binomial, 1.0).clamp_min(1.0)
+    n = n / effect
+    k, tail = rate * n, (1 - LEVEL) / 2
+    low = torch.as_tensor(betaincinv(k.clamp_min(1e-300).numpy(), (n - k + 1).numpy(), tail))
+    high = torch.as_tensor(betaincinv((k + 1).numpy(), (n - k).clamp_min(1e-300).numpy(), 1 - tail))
+    return torch.where(rate <= 0, 0.0, low), torch.where(rate >= 1, 1.0, high)

@@ -1,0 +1,288 @@
+"""The k-hop task: vocabulary, sampling, find^j and labels. Tensors only; knows no model."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hopinterp.errors import HopInterpError
+
+Letters = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "..."]
+
+
+@dataclass(frozen=True)
+class HopTask:
+    """The k-hop induction heads task (the paper's Definition 4.1) at one size.
+
+    The model reads the tokens (k, X_1 … X_n) and predicts hop_k(X)_i at every position i. Token ids are those of
+    the paper's code, so that its models read our batches: 0 … max_hops are hop counts, the next `alphabet_size` are
+    letters, then null (⊥) and blank (the label of the hop token itself).
+
+    Args:
+        n_letters: n, the letters in a sequence. The paper's 98 and the hop token fill 99 of its 100 positions.
+        alphabet_size: |Σ|. At least 2, since neighbouring letters differ in the training distribution.
+        max_hops: the largest k.
+
+    Raises:
+        HopInterpError: a size that is not a whole number or is too small.
+    """
+
+    n_letters: int = 98
+    alphabet_size: int = 4
+    max_hops: int = 16
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_letters", 1), ("alphabet_size", 2), ("max_hops", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise HopInterpError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+
+    # -- vocabulary ---------------------------------------------------------------------------------------------
+
+    @property
+    def first_letter(self) -> int:
+        """Token id of letter 0."""
+        return self.max_hops + 1
+
+    @property
+    def null(self) -> int:
+        """Token id of ⊥, the label where find^k(i) = 0."""
+        return self.first_letter + self.alphabet_size
+
+    @property
+    def blank(self) -> int:
+        """Token id of the label of position 0, where nothing is asked."""
+        return self.null + 1
+
+    @property
+    def d_vocab(self) -> int:
+        """How many token ids the task uses (the paper's models have room for 30)."""
+        return self.blank + 1
+
+    @property
+    def n_positions(self) -> int:
+        """Positions of a full batch: the hop token and the letters."""
+        return self.n_letters + 1
+
+    def letter_name(self, letter: int) -> str:
+        """Letter 0 is "a"; alphabets beyond 26 letters are written as numbers."""
+        return string.ascii_lowercase[letter] if self.alphabet_size <= 26 else str(letter)
+
+    # -- batches ------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        batch_size: int,
+        hops: int | Int[Tensor, " batch"] | None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Batch:
+        """A batch from the training distribution: X_1 uniform on Σ, each later letter uniform on Σ without the last.
+
+        The letters are drawn before the hop counts, so one seed gives the same letters for every `hops`.
+
+        Args:
+            batch_size: how many sequences.
+            hops: k for all (a number), for each (a tensor), or None: uniform on 0 … max_hops.
+            seed: seeds a fresh generator; or give `generator`. One of the two is needed.
+            device: where the batch is put. It is always drawn on the CPU: one seed, the same bits everywhere.
+
+        Raises:
+            HopInterpError: hops out of range, no sequences asked for, or no source of randomness.
+        """
+        if batch_size < 1:
+            raise HopInterpError(f"batch_size is {batch_size}; at least one sequence is needed")
+        if (seed is None) == (generator is None):
+            raise HopInterpError("sample() needs a seed or a generator, and not both")
+        if generator is None:
+            assert seed is not None
+            generator = torch.Generator().manual_seed(seed)
+        steps = torch.randint(1, self.alphabet_size, (batch_size, self.n_letters), generator=generator)
+        steps[:, 0] = torch.randint(self.alphabet_size, (batch_size,), generator=generator)
+        letters = steps.cumsum(-1) % self.alphabet_size
+        if hops is None:
+            hops = torch.randint(self.max_hops + 1, (batch_size,), generator=generator)
+        return self._batch(letters.to(device), self._hop_counts(hops, batch_size).to(device))
+
+    def from_letters(self, letters: Letters, hops: int | Int[Tensor, " batch"]) -> Batch:
+        """A batch from given sequences; neighbours may repeat (the definition allows it, training has none).
+
+        Args:
+            letters: a string ("abcab"), a list of strings or of letter numbers, or a tensor [batch, n] or [n].
+            hops: k, one for all or one a sequence.
+
+        Raises:
+            HopInterpError: a letter outside Σ, sequences of unequal or too great length, hops out of range.
+        """
+        tensor = self._letter_tensor(letters)
+        if tensor.shape[-1] > self.n_letters or tensor.shape[-1] < 1:
+            raise HopInterpError(f"a sequence of {tensor.shape[-1]} letters was given; the task has 1 to {self.n_letters}")
+        outside = (tensor < 0) | (tensor >= self.alphabet_size)
+        if outside.any():
+            row, column = outside.nonzero()[0].tolist()
+            last = self.alphabet_size - 1
+            raise HopInterpError(
+                f"letter {tensor[row, column].item()} at position {column + 1} is outside the alphabet "
+                f"0 … {last} ({self.letter_name(0)} … {self.letter_name(last)})"
+            )
+        return self._batch(tensor, self._hop_counts(hops, len(tensor)).to(tensor.device))
+
+    def _letter_tensor(self, letters: Letters) -> Int[Tensor, "batch position"]:
+        if isinstance(letters, str):
+            letters = [letters]
+        if isinstance(letters, Sequence):
+            words = [[self._letter_number(x) for x in word] if isinstance(word, str) else word for word in letters]
+            letters = cast(Letters, words)
+        try:
+            tensor = torch.as_tensor(letters)
+        except (ValueError, TypeError) as error:
+            raise HopInterpError(f"letters must be sequences of one length ({error})") from None
+        if (tensor.is_floating_point() and tensor.numel()) or tensor.ndim not in (1, 2):
+            raise HopInterpError(
+                f"letters must be whole numbers, [n] or [batch, n]; got {tensor.dtype} {list(tensor.shape)}"
+            )
+        return tensor.long() if tensor.ndim == 2 else tensor.long()[None]
+
+    def _letter_number(self, name: str) -> int:
+        number = string.ascii_lowercase.find(name)
+        if not 0 <= number < self.alphabet_size or len(name) != 1:
+            last = string.ascii_lowercase[min(self.alphabet_size, 26) - 1]
+            raise HopInterpError(f"letter {name!r} is outside the alphabet a … {last}")
+        return number
+
+    def _hop_counts(self, hops: int | Int[Tensor, " batch"], batch_size: int) -> Int[Tensor, " batch"]:
+        counts = torch.as_tensor(hops)
+        if counts.is_floating_point() or counts.ndim > 1 or (counts.ndim == 1 and len(counts) != batch_size):
+            raise HopInterpError(f"hops must be a whole number or one for each of {batch_size} sequences; got {hops!r}")
+        self.check_hops(int(counts.min()), int(counts.max()))
+        return counts.long().expand(batch_size)
+
+    def check_hops(self, *hops: int) -> None:
+        """Raise HopInterpError unless every hop count is one of 0 … max_hops."""
+        for k in hops:
+            if not 0 <= k <= self.max_hops:
+                raise HopInterpError(f"hops is {k}; this task has 0 to {self.max_hops}")
+
+    def _batch(self, letters: Int[Tensor, "batch n"], hops: Int[Tensor, " batch"]) -> Batch:
+        find1 = find_one(letters)
+        target = _find_power(find1, hops)
+        tokens = torch.cat([hops[:, None], letters + self.first_letter], dim=1)
+        labels = torch.where(target > 0, tokens.gather(1, target), self.null)
+        labels[:, 0] = self.blank
+        return Batch(task=self, tokens=tokens, labels=labels, find1=find1)
+
+    def decode(self, batch: Batch, index: int = 0, position: int | None = None) -> str:
+        """One sequence of a batch, its answers, and the chain of one position, for people to read.
+
+        Args:
+            index: which sequence.
+            position: whose chain i → find¹(i) → … → find^k(i) is written out; the last by default.
+        """
+        tokens, labels = batch.tokens[index].tolist(), batch.labels[index].tolist()
+        k = tokens[0]
+        position = len(tokens) - 1 if position is None else position
+        if not 1 <= position < len(tokens):
+            raise HopInterpError(f"position is {position}; this sequence has 1 to {len(tokens) - 1}")
+        width = max(len(str(len(tokens) - 1)), len(self.letter_name(self.alphabet_size - 1)))
+        rows = {
+            "i": [str(i) for i in range(1, len(tokens))],
+            "X": [self.token_name(token) for token in tokens[1:]],
+            f"hop_{k}(X)": [self.token_name(label) for label in labels[1:]],
+        }
+        margin = max(map(len, rows))
+        lines = [f"{name:>{margin}}  " + " ".join(f"{cell:>{width}}" for cell in row) for name, row in rows.items()]
+        return "\n".join([f"k = {k}", *lines, f"chain of {position}: {self._chain(batch, index, position, k)}"])
+
+    def _chain(self, batch: Batch, index: int, position: int, k: int) -> str:
+        links = batch.find[index, : k + 1, position].tolist()
+        names = [f"{i} ({self.token_name(int(batch.tokens[index, i]))})" if i else "⊥" for i in links]
+        return " → ".join(names[: names.index("⊥") + 1] if "⊥" in names else names)
+
+    def token_name(self, token: int) -> str:
+        """A token as people write it: a hop count "k=3", a letter "a", "⊥" for null, "_" for blank."""
+        if token < self.first_letter:
+            return f"k={token}"
+        if token < self.null:
+            return self.letter_name(token - self.first_letter)
+        return {self.null: "⊥", self.blank: "_"}.get(token, f"<{token}>")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Sequences of one task with their answers. Position 0 is the hop token; position i ≥ 1 is X_i.
+
+    Attributes:
+        tokens: [batch, position], (k, X_1 … X_n).
+        labels: [batch, position], hop_k(X)_i; blank at position 0, null where find^k(i) = 0.
+        find1: [batch, position], find¹(i); 0 where there is none, and at position 0.
+    """
+
+    task: HopTask
+    tokens: Int[Tensor, "batch position"]
+    labels: Int[Tensor, "batch position"]
+    find1: Int[Tensor, "batch position"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def hops(self) -> Int[Tensor, " batch"]:
+        """k of each sequence."""
+        return self.tokens[:, 0]
+
+    @cached_property
+    def find(self) -> Int[Tensor, "batch hop position"]:
+        """find^j(i) for j = 0 … max_hops, by composition of find¹; 0 means none."""
+        powers = [torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)]
+        for _ in range(self.task.max_hops):
+            powers.append(self.find1.gather(1, powers[-1]))
+        return torch.stack(powers, dim=1)
+
+    @property
+    def scored(self) -> Bool[Tensor, "batch position"]:
+        """Positions that count for err_k: the label is neither null nor blank."""
+        return (self.labels != self.task.null) & (self.labels != self.task.blank)
+
+    @cached_property
+    def hop_letters(self) -> Int[Tensor, "batch hop position"]:
+        """X_{find^j(i)} as a letter number 0 … |Σ|−1, or −1 where find^j(i) = 0."""
+        letters = self.tokens - self.task.first_letter
+        letters[:, 0] = -1
+        return letters[:, None].expand_as(self.find).gather(2, self.find)
+
+    def with_hops(self, hops: int) -> Batch:
+        """The same sequences asked for another k."""
+        return self.task.from_letters(self.tokens[:, 1:] - self.task.first_letter, hops)
+
+
+def find_one(letters: Int[Tensor, "batch n"]) -> Int[Tensor, "batch position"]:
+    """find¹(i) = max({0} ∪ {j ≤ i : X_{j−1} = X_i}) at every position, with position 0 (the hop token) set to 0.
+
+    A stable sort by letter puts each position right behind the last earlier one of its letter, whatever |Σ|.
+    """
+    letter, order = letters.sort(dim=1, stable=True)
+    same = letter[:, 1:] == letter[:, :-1]
+    find1 = letters.new_zeros(len(letters), letters.shape[1] + 1)
+    # a letter last seen at (1-based) position m points to m + 1; `order` counts from 0, so m = order + 1
+    find1.scatter_(1, order[:, 1:] + 1, torch.where(same, order[:, :-1] + 2, 0))
+    return find1
+
+
+def _find_power(find1: Int[Tensor, "batch position"], hops: Int[Tensor, " batch"]) -> Int[Tensor, "batch position"]:
+    """find^k with each sequence's own k, by repeated squaring."""
+    result = torch.arange(find1.shape[1], device=find1.device).expand_as(find1)
+    power, bits = find1, hops[:, None]
+    for bit in range(int(hops.max()).bit_length()):
+        if bit:
+            power = power.gather(1, power)
+        result = torch.where((bits >> bit) & 1 == 1, power.gather(1, result), result)
+    return result

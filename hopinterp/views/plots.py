@@ -1,0 +1,130 @@
+"""The gallery: matplotlib figures of the evidence, in one style; each function returns its Figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from hopinterp.errors import HopInterpError
+from hopinterp.theory.hypotheses import HYPOTHESES, resolved
+
+# Okabe and Ito's colours, told apart by every kind of colour vision
+_INK = {"lookup": "#0072B2", "successor": "#D55E00", "sequential": "#009E73"}
+_DASHES = {"lookup": (4, 2), "successor": (1, 0), "sequential": (1, 1.5)}
+_STYLE: dict[Any, Any] = {
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with mpl.rc_context(_STYLE):
+        yield
+
+
+def error_curve(found: xr.Dataset, title: str = "") -> Figure:
+    """err_k against k on a log2 axis, with its intervals (the paper's Figure 2, one depth).
+
+    Args:
+        found: what `evaluate` returned.
+    """
+    with _style():
+        figure = Figure(figsize=(5, 3))
+        axes = figure.subplots()
+        shown = found.sel(k=found.k > 0)
+        ink = _INK["lookup"]
+        axes.fill_between(shown.k, 100 * shown.low, 100 * shown.high, color=ink, alpha=0.25, lw=0, label="95% interval")
+        axes.plot(shown.k, 100 * shown.error, "o-", color=ink, ms=3.5, label="error")
+        axes.axhline(1, color="0.5", lw=0.8, ls=":")
+        axes.annotate("1%", (shown.k.min(), 1), xytext=(0, 2), textcoords="offset points", color="0.4", fontsize=8)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([k for k in (1, 2, 4, 8, 16, 32) if shown.k.min() <= k <= shown.k.max()])
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set(xlabel="hops k", ylabel="error on answered positions (%)", title=title)
+        axes.set_ylim(bottom=-0.02 * max(2.0, 100 * float(shown.high.max())))
+        axes.legend(loc="upper left")
+        return figure
+
+
+def alignment_heatmap(found: xr.Dataset, k: int, title: str = "") -> Figure:
+    """Alignment of every head (rows, by layer) with find^j (columns), at one k (the paper's Figures 12 and 13).
+
+    Args:
+        found: what `align` returned.
+    """
+    values = found.score.sel(k=k).stack(unit=("layer", "head")).transpose("unit", "hop")
+    n_heads = found.sizes["head"]
+    with _style():
+        figure = Figure(figsize=(6.4, 0.22 * values.sizes["unit"] + 1.3))
+        axes = figure.subplots()
+        image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axes.set_yticks(range(values.sizes["unit"]), [f"{layer}.{head}" for layer, head in values.unit.values], fontsize=7)
+        axes.set_xticks(range(values.sizes["hop"]))
+        for edge in range(n_heads, values.sizes["unit"], n_heads):
+            axes.axhline(edge - 0.5, color="white", lw=1.5)
+        axes.axvline(k + 0.5, color="white", lw=1, ls=":")
+        axes.set(xlabel="j", ylabel="layer.head", title=title or f"alignment with find$^j$ (cosine), k = {k}")
+        figure.colorbar(image, ax=axes, label="mean cosine over sequences", shrink=0.9)
+        return figure
+
+
+def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
+    """Probe accuracy by layer and hop, held cells marked, with R(ℓ) of each hypothesis drawn over it.
+
+    Args:
+        found: what `probe` returned, with every layer.
+    """
+    k, layers, hops = found.attrs["hops"], found.layer.values, found.hop.values
+    with _style():
+        figure = Figure(figsize=(6.4, 0.42 * len(layers) + 2))
+        axes = figure.subplots()
+        image = axes.pcolormesh(hops, layers, found.accuracy, cmap="cividis", vmin=0, vmax=1, shading="nearest")
+        for layer, hop in np.argwhere(found.held.values):
+            axes.plot(hops[hop], layers[layer], "s", ms=9, mfc="none", mec="black", mew=1.2, zorder=4)
+        every = range(int(layers.max()) + 1)
+        for shift, name in zip((-0.12, 0.0, 0.12), HYPOTHESES, strict=True):
+            steps = np.asarray(resolved(name, k, len(every)))[layers]
+            label = f"{name}: {', '.join(map(str, steps))}"
+            axes.plot(steps + shift, layers, color=_INK[name], dashes=_DASHES[name], lw=2, marker=".", label=label)
+        axes.plot([], [], "s", ms=7, mfc="none", mec="black", label="held")
+        axes.axvline(k + 0.5, color="white", lw=1, ls=":")
+        axes.set_yticks(layers)
+        axes.set_xticks(hops)
+        axes.set(xlabel="hop j read at position i", ylabel="block", title=title or f"probes of each block's output, k = {k}")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=4, fontsize=7.5, handlelength=2.5)
+        figure.colorbar(image, ax=axes, label="held-out accuracy")
+        return figure
+
+
+def write(figure: Figure, path: str | Path) -> None:
+    """Save a figure whole or not at all; the format is the file's ending.
+
+    Raises:
+        HopInterpError: a format that matplotlib does not write, or a place that cannot be written.
+    """
+    target = Path(path)
+    kinds = figure.canvas.get_supported_filetypes()
+    if target.suffix.lstrip(".") not in kinds:
+        raise HopInterpError(f"cannot draw {target.name!r}: the ending must be one of {', '.join(sorted(kinds))}")
+    temporary = target.with_name(f".{target.name}.partial{target.suffix}")
+    try:
+        figure.savefig(temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise HopInterpError(f"cannot write {target} ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)

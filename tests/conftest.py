@@ -1,0 +1,67 @@
+"""Fixtures shared by all tests. The authors' files come in through `paper` alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from hopinterp.models import gpt2
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.spec import ModelSpec
+from hopinterp.task import HopTask
+
+torch.set_num_threads(1)  # the models are small: more threads help little, and hurt on a busy machine
+
+
+@pytest.fixture(scope="session")
+def paper() -> Path:
+    """The folder with the authors' checkpoints and error table."""
+    folder = Path(os.environ.get("HOPINTERP_PAPER_DIR", Path(__file__).parents[2] / "shared" / "paper"))
+    if not (folder / "width4-depth4.pt").is_file():
+        pytest.skip(f"the authors' checkpoints are not in {folder} (name their folder in HOPINTERP_PAPER_DIR)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published(paper: Path) -> dict[str, float]:
+    """The error table as the authors published it, keyed "((depth, heads, samples), k)"."""
+    return json.loads((paper / "published_errors.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def task() -> HopTask:
+    """The paper's size."""
+    return HopTask()
+
+
+@pytest.fixture(scope="session")
+def small_task() -> HopTask:
+    """Small enough that a model of it runs in milliseconds."""
+    return HopTask(n_letters=20, alphabet_size=4, max_hops=4)
+
+
+@pytest.fixture(scope="session")
+def small_model(small_task: HopTask) -> FusedTransformer:
+    """Two blocks with random weights, wide enough that patterns and logits are far from uniform."""
+    spec = ModelSpec.for_task(small_task, 2, d_model=32, n_heads=2)
+    parameters = {name: p * (10 if "W_" in name else 1) for name, p in spec.initial_parameters(seed=3).items()}
+    return FusedTransformer(spec, parameters)
+
+
+@pytest.fixture(scope="session")
+def depth3(paper: Path) -> FusedTransformer:
+    return gpt2.convert(gpt2.read_state_dict(paper / "width4-depth3.pt"), n_heads=4)
+
+
+@pytest.fixture(scope="session")
+def depth4(paper: Path) -> FusedTransformer:
+    return gpt2.convert(gpt2.read_state_dict(paper / "width4-depth4.pt"), n_heads=4)
+
+
+@pytest.fixture(scope="session")
+def depth4_1000_samples(paper: Path) -> FusedTransformer:
+    return gpt2.convert(gpt2.read_state_dict(paper / "width4-depth4-samples1k.pt"), n_heads=4)

@@ -1,0 +1,203 @@
+"""The command as a user types it: what it prints, what it refuses, and what it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from hopinterp import cli
+from hopinterp.models import store
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process: (exit status, standard output, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hopinterp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        captured = capsys.readouterr()
+        return done.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path, small_model, small_task):
+    store.save(tmp_path / "m", small_model, small_task, {"how": "by a test"})
+    return tmp_path / "m"
+
+
+def one_json(output):
+    assert output.count("\n") == 1
+    return json.loads(output)
+
+
+def test_eval_json(run, model):
+    status, out, err = run("eval", model, "--hops", "1-3", "--sequences", 5, "--json")
+    found = one_json(out)
+    assert (status, err) == (0, "")
+    assert set(found["errors"]) == set(found["low"]) == set(found["high"]) == {"1", "2", "3"}
+    for k, error in found["errors"].items():
+        assert 0 <= found["low"][k] <= error <= found["high"][k] <= 1
+    assert found["settings"]["sequences"] == 5
+
+
+def test_eval_table(run, model):
+    status, out, _ = run("eval", model, "--hops", "2", "--sequences", 5)
+    assert status == 0
+    assert "error %" in out
+    assert "m solves not even k = 2 in eval mode" in out
+
+
+def test_probe_json(run, model):
+    status, out, _ = run(
+        "probe", model, "--hops", 2, "--method", "ridge", "--sequences", 10, "--train-sequences", 20, "--json"
+    )
+    found = one_json(out)
+    assert status == 0
+    assert found["hops"] == 2
+    assert [row["layer"] for row in found["layers"]] == [0, 1]
+    for row in found["layers"]:
+        assert set(row["accuracy"]) == set(row["baseline"]) == {"0", "1", "2", "3", "4"}
+        assert row["held"] == [0]
+        assert (row["resolved"], row["frontier"]) == (0, 0)
+    assert found["layers"][1]["theory"] == {"lookup": 1, "successor": 1, "sequential": 1}
+
+
+def test_probe_one_layer(run, model):
+    _, out, _ = run("probe", model, "--hops", 2, "--layer", 1, "--sequences", 10, "--train-sequences", 20)
+    assert "Block 1 resolves 0 of 2 hops. Theory: lookup 1; successor 1; sequential 1." in out
+
+
+def test_attention_json(run, model):
+    status, out, _ = run("attention", model, "--hops", 2, "--sequences", 5, "--json")
+    found = one_json(out)
+    assert status == 0
+    assert (len(found["scores"]), len(found["scores"][0]), len(found["scores"][0][0])) == (2, 2, 5)
+    assert (len(found["scores_valid"][0]), len(found["previous_token"]), len(found["previous_token"][0])) == (2, 2, 2)
+
+
+def test_undefined_numbers_are_null(run, tmp_path, small_model, small_task):
+    from dataclasses import replace
+
+    task = replace(small_task, n_letters=2)
+    store.save(tmp_path / "short", small_model, task, {"how": "by a test"})
+    _, out, _ = run("attention", tmp_path / "short", "--hops", 1, "--sequences", 5, "--json")
+    assert one_json(out)["scores"][0][0][4] is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "--sequences", 4),
+        ("attention", "--hops", 2, "--sequences", 4),
+        ("probe", "--hops", 2, "--method", "ridge", "--sequences", 8, "--train-sequences", 8),
+    ],
+)
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_plots_are_written_whole(run, model, tmp_path, arguments, ending):
+    command, *rest = arguments
+    status, _, _ = run(command, model, *rest, "--plot", tmp_path / f"figure.{ending}")
+    assert status == 0
+    head = (tmp_path / f"figure.{ending}").read_bytes()[:100]
+    assert head.startswith(b"\x89PNG") if ending == "png" else b"<?xml" in head
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"figure.{ending}", "m"]
+
+
+def test_models_lists_a_folder(run, model):
+    status, out, _ = run("models", model.parent)
+    assert status == 0
+    assert "by a test" in out
+    assert set(one_json(run("models", model.parent, "--json")[1])) == {"m"}
+
+
+def test_import_of_a_paper_checkpoint(run, paper, tmp_path):
+    status, out, _ = run("import", paper / "width4-depth3.pt", "--heads", 4, "--out", tmp_path / "d3")
+    assert status == 0
+    assert "3 blocks, d_model 128, 4 heads. Solves k = 1 to 3" in out
+    card = store.read_card(tmp_path / "d3")
+    assert card.made["how"] == "imported from width4-depth3.pt"
+    assert card.errors["errors"]["3"] < 0.01
+    status, out, _ = run("probe", tmp_path / "d3", "--hops", 3)
+    assert "Blocks resolve 0, 1, 3 of 3 hops. Theory: lookup 0, 1, 2; successor 0, 1, 3; sequential 0, 1, 2." in out
+    status, _, err = run("import", paper / "width4-depth3.pt", "--heads", 4, "--out", tmp_path / "d3")
+    assert (status, "exists" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("eval", "nowhere"), "no model 'nowhere'"),
+        (("eval", "MODEL", "--hops", "5"), "hops is 5; this task has 0 to 4"),
+        (("eval", "MODEL", "--hops", "x"), "--hops is 'x'"),
+        (("eval", "MODEL", "--hops", "3-1"), "empty range"),
+        (("eval", "MODEL", "--sequences", "0"), "at least one sequence"),
+        (("eval", "MODEL", "--sequences", "many"), "--sequences"),
+        (("eval", "MODEL", "--dropout", "2"), "dropout is 2.0"),
+        (("eval", "MODEL", "--device", "abacus"), "--device is 'abacus'"),
+        (("eval", "MODEL", "--plot", "nowhere/f.png"), "no directory nowhere"),
+        (("eval", "MODEL", "--sequences", "2", "--plot", "f.docx"), "the ending must be one of"),
+        (("probe", "MODEL"), "--hops"),
+        (("probe", "MODEL", "--hops", "2", "--layer", "7"), "layer is 7; this model has 0 to 1"),
+        (("probe", "MODEL", "--hops", "2", "--layer", "-1"), "layer is -1"),
+        (("probe", "MODEL", "--hops", "2", "--target", "colour"), "target is 'colour'"),
+        (("attention", "MODEL", "--hops", "99"), "hops is 99"),
+        (("models", "nowhere"), "no directory nowhere"),
+        (("import", "nowhere.pt", "--heads", "4", "--out", "new"), "no file nowhere.pt"),
+        (("import", "junk.pt", "--heads", "4", "--out", "new"), "junk.pt is no checkpoint"),
+        (("import", "STATE", "--heads", "5", "--out", "new"), "5 heads were given; they must divide d_model = 32"),
+        (("import", "STATE", "--heads", "4", "--alphabet", "20", "--out", "new"), "the task needs 39 tokens"),
+        (("import", "STATE", "--heads", "4", "--letters", "500", "--out", "new"), "the task needs 501 positions"),
+        (("frobnicate",), "No such command"),
+    ],
+)
+def test_bad_input_gets_one_line_and_nothing_is_written(run, model, tmp_path, monkeypatch, capsys, arguments, words):
+    from transformers import GPT2Config, GPT2Model
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    torch.save(
+        GPT2Model(GPT2Config(vocab_size=30, n_positions=100, n_embd=32, n_layer=1, n_head=4)).state_dict(), "state.pt"
+    )
+    before = sorted(path.name for path in tmp_path.iterdir())
+    capsys.readouterr()  # transformers remarks on the small vocabulary
+    status, out, err = run(*({"MODEL": model, "STATE": "state.pt"}.get(part, part) for part in arguments))
+    assert (status, out) == (2, "")
+    assert err.startswith("hopinterp: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_bugs_keep_their_traceback(run, model, monkeypatch):
+    monkeypatch.setattr("hopinterp.evidence.behaviour.evaluate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("eval", model)
+
+
+def test_ctrl_c_is_one_line(model):
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from hopinterp.cli import main; main()", "eval", model, "--sequences", "2000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1] == "hopinterp: interrupted"
+    assert "Traceback" not in err
+
+
+def test_help_names_every_command(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(name in out for name in ("models", "import", "eval", "attention", "probe"))

@@ -1,0 +1,146 @@
+"""The task against its definition, written out by brute force."""
+
+import random
+
+import pytest
+import torch
+
+from hopinterp import HopInterpError, HopTask
+
+
+def find_by_definition(letters: list[int], i: int) -> int:
+    """find¹(i) = max({0} ∪ {j ≤ i : X_{j−1} = X_i}), positions from 1."""
+    return max([0] + [j for j in range(2, i + 1) if letters[j - 2] == letters[i - 1]])
+
+
+def chain_by_definition(letters: list[int], i: int, k: int) -> list[int]:
+    chain = [i]
+    for _ in range(k):
+        chain.append(find_by_definition(letters, chain[-1]) if chain[-1] else 0)
+    return chain
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_find_and_labels_are_the_definition_s(repeats):
+    draw = random.Random(0)
+    for trial in range(40):
+        n, size, max_hops = draw.randint(1, 40), draw.randint(2, 30), draw.randint(0, 9)
+        task = HopTask(n, size, max_hops)
+        if repeats:
+            k = draw.randint(0, max_hops)
+            batch = task.from_letters([[draw.randrange(size) for _ in range(n)] for _ in range(3)], k)
+        else:
+            batch = task.sample(3, seed=trial)
+        for row in range(3):
+            letters = (batch.tokens[row, 1:] - task.first_letter).tolist()
+            k = int(batch.tokens[row, 0])
+            assert batch.labels[row, 0] == task.blank
+            for i in range(1, n + 1):
+                chain = chain_by_definition(letters, i, max_hops)
+                assert batch.find[row, :, i].tolist() == chain
+                answer = task.first_letter + letters[chain[k] - 1] if chain[k] else task.null
+                assert batch.labels[row, i] == answer
+                assert batch.hop_letters[row, :, i].tolist() == [letters[j - 1] if j else -1 for j in chain]
+            assert batch.find[row, :, 0].tolist() == [0] * (max_hops + 1)
+
+
+def test_a_repeated_letter_can_be_its_own_find():
+    batch = HopTask(4, 2, 2).from_letters("abb", 1)
+    assert batch.find[0, 1].tolist() == [0, 0, 0, 3]
+
+
+def test_tokens_are_the_paper_s():
+    task = HopTask()
+    assert (task.first_letter, task.null, task.blank, task.d_vocab, task.n_positions) == (17, 21, 22, 23, 99)
+    batch = task.from_letters("abcab", 1)
+    assert batch.tokens.tolist() == [[1, 17, 18, 19, 17, 18]]
+    assert batch.labels.tolist() == [[22, 21, 21, 21, 18, 19]]
+
+
+def test_training_distribution():
+    task = HopTask(98, 4, 16)
+    batch = task.sample(4000, seed=0)
+    letters = batch.tokens[:, 1:] - task.first_letter
+    assert (letters[:, 1:] != letters[:, :-1]).all()
+    for counts in (letters[:, 0].bincount(minlength=4), letters[:, 50].bincount(minlength=4)):
+        assert torch.allclose(counts / 4000, torch.tensor(0.25), atol=0.04)
+    steps = ((letters[:, 1:] - letters[:, :-1]) % 4).flatten().bincount(minlength=4) / (4000 * 97)
+    assert torch.allclose(steps, torch.tensor([0, 1 / 3, 1 / 3, 1 / 3]), atol=0.01)
+    assert torch.allclose(batch.hops.bincount(minlength=17) / 4000, torch.tensor(1 / 17), atol=0.02)
+
+
+def test_one_seed_one_batch_and_the_same_letters_for_every_k(task):
+    first, again = task.sample(5, seed=1), task.sample(5, seed=1)
+    assert torch.equal(first.tokens, again.tokens)
+    assert not torch.equal(first.tokens, task.sample(5, seed=2).tokens)
+    four, seven = task.sample(5, hops=4, seed=1), task.sample(5, hops=7, seed=1)
+    assert torch.equal(four.tokens[:, 1:], seven.tokens[:, 1:])
+    assert torch.equal(four.with_hops(7).labels, seven.labels)
+
+
+def test_hops_for_each_sequence(task):
+    hops = torch.tensor([0, 3, 16])
+    batch = task.sample(3, hops=hops, seed=0)
+    assert torch.equal(batch.hops, hops)
+    for row, k in enumerate(hops.tolist()):
+        alone = task.from_letters(batch.tokens[row, 1:] - task.first_letter, k)
+        assert torch.equal(alone.labels[0], batch.labels[row])
+
+
+def test_decode_prints_the_chain():
+    task = HopTask(12, 4, 3)
+    text = task.decode(task.from_letters("abcadbacb", 2), position=9)
+    assert text.splitlines() == [
+        "k = 2",
+        "       i  1 2 3 4 5 6 7 8 9",
+        "       X  a b c a d b a c b",
+        "hop_2(X)  ⊥ ⊥ ⊥ ⊥ ⊥ ⊥ ⊥ b d",
+        "chain of 9: 9 (b) → 7 (a) → 5 (d)",
+    ]
+    assert task.decode(task.from_letters("abcadbacb", 3), position=6).endswith("chain of 6: 6 (b) → 3 (c) → ⊥")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: HopTask(0), "n_letters is 0"),
+        (lambda: HopTask(98, 1), "alphabet_size is 1"),
+        (lambda: HopTask(98, 4, 2.5), "max_hops is 2.5"),
+        (lambda: HopTask().sample(1, hops=17, seed=0), "hops is 17"),
+        (lambda: HopTask().sample(1, hops=-1, seed=0), "hops is -1"),
+        (lambda: HopTask().sample(0, seed=0), "batch_size is 0"),
+        (lambda: HopTask().sample(1), "needs a seed"),
+        (lambda: HopTask().from_letters("abe", 1), "'e' is outside the alphabet a … d"),
+        (lambda: HopTask().from_letters([[0, 4]], 1), "letter 4 at position 2 is outside"),
+        (lambda: HopTask().from_letters([[0, 1], [0]], 1), "one length"),
+        (lambda: HopTask(3).from_letters("abab", 1), "4 letters was given"),
+        (lambda: HopTask().from_letters(torch.tensor([0.5]), 1), "whole numbers"),
+        (lambda: HopTask().from_letters("", 1), "0 letters"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(HopInterpError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_work_grows_with_the_batch_not_with_python():
+    """No Python loop over sequences or positions: the count of Python-level torch calls does not depend on the batch."""
+    import sys
+
+    def calls(batch_size: int) -> int:
+        count = 0
+
+        def tally(_frame, event, _arg):
+            nonlocal count
+            count += event == "c_call"
+
+        sys.setprofile(tally)
+        try:
+            _ = HopTask().sample(batch_size, hops=8, seed=0).find
+        finally:
+            sys.setprofile(None)
+        return count
+
+    calls(1)
+    assert calls(2) == calls(200)

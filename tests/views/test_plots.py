@@ -1,0 +1,42 @@
+"""Figures show what the evidence says."""
+
+import numpy as np
+import pytest
+
+import hopinterp as hi
+from hopinterp import HopInterpError
+from hopinterp.views import plots
+
+
+def test_error_curve(small_model, small_task):
+    found = hi.evaluate(small_model, small_task, sequences=5)
+    axes = plots.error_curve(found, title="a model").axes[0]
+    drawn = axes.lines[0].get_xydata()
+    np.testing.assert_allclose(drawn[:, 0], found.k)
+    np.testing.assert_allclose(drawn[:, 1], 100 * found.error)
+    assert axes.get_title("left") == "a model"
+
+
+def test_alignment_heatmap(small_model, small_task):
+    found = hi.align(small_model, small_task, hops=3, sequences=5)
+    axes = plots.alignment_heatmap(found, k=3).axes[0]
+    shown = axes.images[0].get_array()
+    np.testing.assert_allclose(shown, found.score.sel(k=3).values.reshape(4, 5))
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.0", "0.1", "1.0", "1.1"]
+
+
+def test_probe_staircase(small_model, small_task):
+    found = hi.probe(small_model, small_task, hops=3, method="ridge", train_sequences=20, sequences=10)
+    axes = plots.probe_staircase(found).axes[0]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["lookup: 0, 1", "successor: 0, 1", "sequential: 0, 1", "held"]
+    np.testing.assert_allclose(np.asarray(axes.collections[0].get_array()).reshape(2, 5), found.accuracy)
+
+
+def test_unwritable_places_are_named(small_model, small_task, tmp_path):
+    figure = plots.error_curve(hi.evaluate(small_model, small_task, sequences=2))
+    with pytest.raises(HopInterpError, match="the ending must be one of"):
+        plots.write(figure, tmp_path / "f.docx")
+    with pytest.raises(HopInterpError, match="cannot write"):
+        plots.write(figure, tmp_path / "nowhere" / "f.png")
+    assert list(tmp_path.iterdir()) == []
