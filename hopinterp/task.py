@@ -242,10 +242,12 @@ class Batch:
     @cached_property
     def find(self) -> Int[Tensor, "batch hop position"]:
         """find^j(i) for j = 0 … max_hops, by composition of find¹; 0 means none."""
-        powers = [torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)]
-        for _ in range(self.task.max_hops):
-            powers.append(self.find1.gather(1, powers[-1]))
-        return torch.stack(powers, dim=1)
+        batch, positions = self.tokens.shape
+        powers = self.find1.new_empty(batch, self.task.max_hops + 1, positions)
+        powers[:, 0] = torch.arange(positions, device=powers.device)
+        for j in range(self.task.max_hops):
+            torch.gather(self.find1, 1, powers[:, j], out=powers[:, j + 1])
+        return powers
 
     @property
     def scored(self) -> Bool[Tensor, "batch position"]:

@@ -169,11 +169,12 @@ def _lbfgs(objective: _Objective, tolerance: float, max_iterations: int) -> Floa
     steps: list[Tensor] = []
     changes: list[Tensor] = []
     enough = tolerance * objective.n_rows
-    stuck = torch.zeros_like(problems, dtype=torch.bool)
+    stuck = last_failed = torch.zeros_like(problems, dtype=torch.bool)
+    gained = torch.full_like(value, torch.inf)
     for _ in range(max_iterations):
         direction = _two_loop(gradient, steps, changes)
         slope = (direction * gradient).sum((0, 1))
-        going = (-slope / 2 > enough) & ~stuck
+        going = ((-slope / 2 > enough) | (gained > 3 * enough) | last_failed) & ~stuck
         if not going.all():
             solution[..., problems] = weights
             if not going.any():
@@ -187,8 +188,12 @@ def _lbfgs(objective: _Objective, tolerance: float, max_iterations: int) -> Floa
             weights, value, gradient, direction, slope = (
                 x[..., going] for x in (weights, value, gradient, direction, slope)
             )
-        step, new_value, new_gradient, stuck = _line_search(objective, weights, value, gradient, direction, slope)
+        step, new_value, new_gradient, failed = _line_search(objective, weights, value, gradient, direction, slope)
+        # no step along this direction: forget the history, and end where even the gradient's direction gives none
+        stuck, last_failed = failed & last_failed[going], failed
+        steps, changes = ([x * ~failed for x in xs] for xs in (steps, changes))
         steps, changes = [*steps, step][-_HISTORY:], [*changes, new_gradient - gradient][-_HISTORY:]
+        gained = value - new_value
         weights, value, gradient = weights + step, new_value, new_gradient
     solution[..., problems] = weights
     return solution

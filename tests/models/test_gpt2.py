@@ -103,7 +103,7 @@ def write(path, value):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path, _: None, "no file"),
+        (lambda *_: None, "no file"),
         (lambda path, _: path.write_bytes(b"not a checkpoint"), "more than tensors, or is damaged"),
         (lambda path, _: path.write_bytes(b""), "no checkpoint, or is truncated"),
         (lambda path, state: (write(path, state), path.write_bytes(path.read_bytes()[:2000])), "truncated"),
