@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from hopinterp.models.store import save as save
     from hopinterp.task import Batch as Batch
     from hopinterp.task import HopTask as HopTask
+    from hopinterp.training.config import TrainConfig as TrainConfig
+    from hopinterp.training.loop import resume as resume
     from hopinterp.training.loop import train as train
 
 _ROOMS = {
@@ -44,7 +46,9 @@ _ROOMS = {
     "align": "evidence.attention",
     "probe": "evidence.probes",
     "resolved": "evidence.probes",
+    "TrainConfig": "training.config",
     "train": "training.loop",
+    "resume": "training.loop",
 }
 __all__ = sorted(_ROOMS)
 

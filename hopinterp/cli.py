@@ -15,10 +15,14 @@ import typer
 from hopinterp.errors import HopInterpError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import xarray as xr
     from rich.table import Table
+
+    from hopinterp.models.fused import FusedTransformer
+    from hopinterp.task import HopTask
+    from hopinterp.training.loop import Progress
 
 _INTERRUPTED = 130
 
@@ -117,45 +121,110 @@ def import_(
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="The model directory to write.")],
-    layers: Annotated[int, typer.Option(help="Depth, the number of blocks.")] = 3,
-    d_model: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
-    heads: Annotated[int, typer.Option(help="Attention heads a block.")] = 4,
-    letters: Annotated[int, typer.Option(help="Letters in a sequence.")] = 30,
-    alphabet: Annotated[int, typer.Option(help="Size of the alphabet.")] = 4,
-    max_hops: Annotated[int, typer.Option(help="The largest k.")] = 3,
-    steps: Annotated[int, typer.Option(help="Gradient steps.")] = 4000,
-    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
-    seed: Seed = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace a model directory that is there.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The run directory to make; the model will be in it.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this directory; all settings are its own.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="full: our recipe; quick: a tiny model in a minute; paper: as published.")
+    ] = "full",
+    layers: Annotated[int | None, typer.Option(help="Depth, the number of blocks.")] = None,
+    d_model: Annotated[int | None, typer.Option(help="Width of the residual stream.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads a block.")] = None,
+    act_fn: Annotated[str | None, typer.Option(help="gelu (erf), gelu_new or relu.")] = None,
+    unembed: Annotated[str | None, typer.Option(help="learned, or identity as in the paper.")] = None,
+    letters: Annotated[int | None, typer.Option(help="Letters in a sequence.")] = None,
+    alphabet: Annotated[int | None, typer.Option(help="Size of the alphabet.")] = None,
+    max_hops: Annotated[int | None, typer.Option(help="The largest k.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="muon or adamw.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of linear warm-up.")] = None,
+    decay: Annotated[
+        float | None, typer.Option(help="Share of the run, at its end, over which the rate falls to 0.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decay of the matrices.")] = None,
+    beta2: Annotated[float | None, typer.Option(help="AdamW's second beta.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest gradient norm; 0 for no clipping.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="GPT-2's dropout, while training.")] = None,
+    curriculum: Annotated[bool | None, typer.Option(help="Add k one at a time, ask hard k more often.")] = None,
+    short_until: Annotated[
+        tuple[float, float] | None, typer.Option(help="Shares of the run with 1/3 and 2/3 length.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="A fixed training set of this size (appendix G.5).")] = None,
+    bf16: Annotated[bool | None, typer.Option(help="Matrix products in bfloat16.")] = None,
+    compile: Annotated[bool | None, typer.Option(help="torch.compile; on a GPU with CUDA graphs.")] = None,
+    tensorboard: Annotated[bool | None, typer.Option(help="Also write the metrics for TensorBoard.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, data and dropout.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    keep_every: Annotated[int | None, typer.Option(help="Keep the model every so many steps, for its dynamics.")] = None,
+    log_every: Annotated[int | None, typer.Option(help="Steps between lines of metrics.jsonl.")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between measurements of every err_k; 0 for never.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Processor threads; the machine's choice by default.")] = None,
+    device: Device = "auto",
 ) -> None:
-    """Train a model of the task; by default a tiny one, in about a minute."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """Train a model of the task, or go on with a run that was interrupted."""
+    settings = {
+        name: value for name, value in locals().items() if name not in ("out", "resume", "preset", "threads", "device")
+    }
+    import torch
 
-    from hopinterp.evidence.behaviour import evaluate
+    from hopinterp.training import loop
+    from hopinterp.training.config import TrainConfig
+
+    if (out is None) == (resume is None):
+        raise HopInterpError("train needs --out for a new run, or --resume for one to go on with")
+    if threads is not None:
+        if threads < 1:
+            raise HopInterpError(f"--threads is {threads}; at least 1 is needed")
+        torch.set_num_threads(threads)
+    where = _device(device)
+    directory = out or resume
+    try:
+        with _training_bar() as report:
+            if out is not None:
+                config = TrainConfig.preset(preset, **settings)
+                model = loop.train(config, out, device=where, report=report, measure=_measure)
+            else:
+                assert resume is not None
+                if given := [name for name, value in settings.items() if value is not None]:
+                    raise HopInterpError(f"a resumed run has its own settings; --{given[0].replace('_', '-')} cannot change")
+                model = loop.resume(resume, device=where, report=report, measure=_measure)
+    except KeyboardInterrupt:
+        print(f"hopinterp: interrupted; go on with: hopinterp train --resume {directory}", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
     from hopinterp.models import store
-    from hopinterp.models.spec import ModelSpec
-    from hopinterp.task import HopTask
-    from hopinterp.training.loop import train as run_training
 
-    task = HopTask(letters, alphabet, max_hops)
-    spec = ModelSpec.for_task(task, layers, d_model=d_model, n_heads=heads)
-    store.check_free(out, overwrite)
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("training", total=steps)
+    assert directory is not None
+    errors = store.read_card(directory / loop.MODEL).errors["errors"]
+    sizes = f"{model.spec.n_layers} blocks, d_model {model.spec.d_model}, {model.spec.n_heads} heads"
+    _show(None, f"{directory}: {sizes}. Solves {_solved(errors)} (error ≤ 1%).")
 
-        def report(step: int, loss: float, largest: int) -> None:
-            progress.update(bar, completed=step + 1, description=f"loss {loss:.3f}, asked up to k = {largest}")
 
-        model = run_training(spec, task, steps, batch, lr, seed, report)
-    errors = _error_json(evaluate(model, task, seed=seed))
-    settings = {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
-    store.save(out, model, task, {"how": "trained by hopinterp train", **settings}, errors, overwrite)
-    _show(
-        None, f"{out}: {layers} blocks, d_model {d_model}, {heads} heads. Solves {_solved(errors['errors'])} (error ≤ 1%)."
-    )
+def _measure(model: FusedTransformer, task: HopTask, sequences: int) -> dict[str, Any]:
+    from hopinterp.evidence.behaviour import evaluate
+
+    return _error_json(evaluate(model, task, sequences=sequences))
+
+
+@contextmanager
+def _training_bar() -> Iterator[Callable[[Progress], None]]:
+    """A bar on standard error: step, loss, K, error at K, tokens a second, time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        shown = bar.add_task("starting", total=None)
+
+        def report(now: Progress) -> None:
+            text = f"loss {now.loss:.3f}  K {now.largest_hops}  error at K {100 * now.error:.1f}%"
+            text += f"  {now.tokens_per_second / 1000:.1f}k tokens/s"
+            bar.update(shown, total=now.steps, completed=now.step, description=text)
+
+        yield report
 
 
 @app.command("eval")

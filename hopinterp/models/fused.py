@@ -59,11 +59,16 @@ class FusedTransformer:
         self,
         tokens: Int[Tensor, "batch position"],
         *,
+        positions: Int[Tensor, "batch position"] | None = None,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch position d_vocab"]:
-        """Logits. With `dropout`, GPT-2's in training mode: after the embedding, in the pattern, before each residual."""
-        return self._run(tokens, {}, (), _Dropout(dropout, generator))
+        """Logits. With `dropout`, GPT-2's in training mode: after the embedding, in the pattern, before each residual.
+
+        Args:
+            positions: the row of W_pos that each token stands at; 0, 1, 2, … by default.
+        """
+        return self._run(tokens, {}, (), _Dropout(dropout, generator), positions)
 
     def run_with_cache(
         self, tokens: Int[Tensor, "batch position"], names_filter: Collection[str]
@@ -81,15 +86,21 @@ class FusedTransformer:
         return self._run(tokens, cache, names_filter, _Dropout(0.0, None)), cache
 
     def _run(
-        self, tokens: Int[Tensor, "batch position"], cache: dict[str, Tensor], names: Collection[str], drop: _Dropout
+        self,
+        tokens: Int[Tensor, "batch position"],
+        cache: dict[str, Tensor],
+        names: Collection[str],
+        drop: _Dropout,
+        positions: Int[Tensor, "batch position"] | None = None,
     ) -> Float[Tensor, "batch position d_vocab"]:
         if tokens.shape[1] > self.spec.n_ctx:
             raise HopInterpError(f"{tokens.shape[1]} tokens were given; the model has {self.spec.n_ctx} positions")
         p = self.parameters
-        x = drop(F.embedding(tokens, p["embed.W_E"]) + p["pos_embed.W_pos"][: tokens.shape[1]])
+        rows = p["pos_embed.W_pos"]
+        x = F.embedding(tokens, p["embed.W_E"])
+        x = drop(x + (rows[: tokens.shape[1]] if positions is None else F.embedding(positions, rows)))
         for layer in range(self.spec.n_layers):
             x = self._block(x, layer, cache, names, drop)
-        # without this, torch multiplies an expanded identity as a batch
         return F.linear(self._norm(x, "ln_final"), p["unembed.W_U"].T, p["unembed.b_U"])
 
     def _block(self, x: Residual, layer: int, cache: dict[str, Tensor], names: Collection[str], drop: _Dropout) -> Residual:
@@ -126,7 +137,7 @@ class FusedTransformer:
             probabilities = _causal_pattern(q, k, scale)
             z = drop(probabilities) @ v
         else:
-            z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+            z = _attend(q, k, v, scale)
         z = z.transpose(1, 2).flatten(2)
         return F.linear(z, p[name + "W_O"].flatten(0, 1).T, p[name + "b_O"]), probabilities
 
@@ -179,6 +190,14 @@ def resid_post(layer: int) -> str:
 def pattern(layer: int) -> str:
     """Name of a block's attention pattern in a cache."""
     return f"blocks.{layer}.attn.hook_pattern"
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Causal attention; on a CPU always in float32, since the backward pass of its bfloat16 kernel is 7 times slower."""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True, scale=scale)
 
 
 def _causal_pattern(

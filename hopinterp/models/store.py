@@ -126,7 +126,8 @@ def find(name: str | Path) -> Path:
     """The directory that a path or a shipped model's name stands for. Raises HopInterpError if there is none."""
     directory = Path(name)
     if directory.is_dir():
-        return directory
+        finished = directory / "model"  # where a training run leaves its model
+        return finished if (finished / CARD).is_file() and not (directory / CARD).exists() else directory
     names = {path.name: path for path in list_models()}
     if str(name) in names:
         return names[str(name)]

@@ -1,72 +1,380 @@
-"""The gym: one training run, readable from top to bottom."""
+"""The gym: one training run, first step to finished model, with checkpoints from which it goes on bit for bit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from hopinterp.errors import HopInterpError
+from hopinterp.models import store
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.spec import ModelSpec, check_fits
-from hopinterp.task import HopTask
+from hopinterp.models.spec import ModelSpec
+from hopinterp.task import Batch, HopTask
+from hopinterp.training.config import TrainConfig
+from hopinterp.training.curriculum import Curriculum
 
-_WARM_UP = 100
-_GROW_UNDER = 0.3  # running error of the hardest k at which the next one is added
-_MEMORY = 0.9  # of the running errors, a batch in which k occurs
+CONFIG, METRICS, CHECKPOINT, MODEL, SERIES = "config.json", "metrics.jsonl", "checkpoint.pt", "model", "series"
+_EVAL_SEQUENCES = 32
+_FINAL_SEQUENCES = 400
+
+Measure = Callable[[FusedTransformer, HopTask, int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step has to tell a progress bar."""
+
+    step: int
+    steps: int
+    loss: float
+    largest_hops: int
+    error: float
+    tokens_per_second: float
+
+
+class Run:
+    """The whole state of a training run: weights, optimisers, curriculum, generator, and how far it is.
+
+    Weights are kept as matrices (W_Q of all heads side by side), which is how Muon sees them; `model` shows the same
+    memory under HookedTransformer's names.
+    """
+
+    def __init__(self, config: TrainConfig, device: str | torch.device = "cpu") -> None:
+        self.config, self.device = config, torch.device(device)
+        self.spec: ModelSpec = config.spec
+        initial = self.spec.initial_parameters(config.seed)
+        self.matrices = {name: _as_matrix(name, p).to(self.device).contiguous() for name, p in initial.items()}
+        for name, matrix in self.matrices.items():
+            matrix.requires_grad_(self.spec.is_trained(name))
+        self.learned = [matrix for matrix in self.matrices.values() if matrix.requires_grad]
+        self.optimizers = _optimizers(config, self.matrices)
+        self.curriculum = Curriculum(config)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.fixed = config.task.sample(config.samples, generator=self.generator) if config.samples else None
+        self.dropout = torch.Generator(self.device).manual_seed(config.seed)
+        graphs = "reduce-overhead" if self.device.type == "cuda" else "default"
+        self.forward = torch.compile(_logits, mode=graphs) if config.compile else _logits
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+
+    @property
+    def model(self) -> FusedTransformer:
+        """The model as it is now; gradients flow to the matrices."""
+        return _model(self.spec, self.matrices)
+
+    def advance(self) -> float:
+        """One step; returns its loss.
+
+        Raises:
+            HopInterpError: the loss is not finite. The weights are still those of the step before.
+        """
+        batch, positions = self._batch()
+        _set_rate(self.optimizers, self.config, self.step)
+        tokens, labels = batch.tokens.to(self.device), batch.labels.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            rows = None if positions is None else positions.to(self.device)
+            draws = {"dropout": self.config.dropout, "generator": self.dropout} if self.config.dropout else {}
+            logits = self.forward(self.spec, self.matrices, tokens, rows, **draws).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        if not loss.isfinite():
+            raise HopInterpError(f"the run diverged at step {self.step} (loss {loss.item()}); try a lower learning rate")
+        loss.backward()
+        if self.config.clip:
+            torch.nn.utils.clip_grad_norm_(self.learned, self.config.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        wrong = (logits.argmax(-1) != labels).cpu() & batch.scored
+        self.curriculum.update(batch.hops, wrong.sum(1), batch.scored.sum(1), self.step)
+        self.step += 1
+        self.tokens += tokens.numel()
+        return loss.item()
+
+    def _batch(self) -> tuple[Batch, Tensor | None]:
+        if self.fixed is None:
+            return self.curriculum.draw(self.step, self.generator)
+        size = self.config.batch
+        start = self.step % (len(self.fixed) // size) * size
+        part = slice(start, start + size)
+        return Batch(self.fixed.task, self.fixed.tokens[part], self.fixed.labels[part], self.fixed.find1[part]), None
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "threads": torch.get_num_threads(),
+            "matrices": {name: matrix.detach() for name, matrix in self.matrices.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "curriculum": self.curriculum.state(),
+            "generator": self.generator.get_state(),
+            "dropout": self.dropout.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state. Sums depend on the number of threads, so that is restored as well."""
+        torch.set_num_threads(state["threads"])
+        with torch.no_grad():
+            for name, matrix in self.matrices.items():
+                matrix.copy_(state["matrices"][name])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.curriculum = Curriculum(self.config, **state["curriculum"])
+        self.generator.set_state(state["generator"])
+        self.dropout.set_state(state["dropout"].cpu())
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
 
 
 def train(
-    spec: ModelSpec,
-    task: HopTask,
-    steps: int = 4000,
-    batch_size: int = 32,
-    learning_rate: float = 3e-3,
-    seed: int = 0,
-    report: Callable[[int, float, int], None] | None = None,
+    config: TrainConfig,
+    directory: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    report: Callable[[Progress], None] | None = None,
+    measure: Measure | None = None,
 ) -> FusedTransformer:
-    """Train a model on fresh sequences with AdamW: a warm-up, then a linear decay to 0.
-
-    Hop counts are drawn from 0 … K, where K starts at 1 and grows by one whenever the model answers K well; in the last
-    tenth of the run they are uniform on 0 … max_hops, the task's own distribution.
+    """Train a model; with a directory, as a run that can be resumed and that leaves the finished model there.
 
     Args:
-        report: called after every step with the step, its loss and K.
+        directory: a new run directory: config.json, metrics.jsonl, checkpoint.pt, series/ (with keep_every) and, at the
+            end, model/.
+        report: called after every step.
+        measure: (model, task, sequences) → error table, written to the metrics every eval_every steps and to the card.
 
     Raises:
-        HopInterpError: sizes that do not fit the task, settings out of range, or a run that diverges.
+        HopInterpError: the directory exists or cannot be written, or the run diverges.
     """
-    check_fits(spec, task)
-    if steps < 1 or batch_size < 1 or not learning_rate > 0:
-        raise HopInterpError(f"steps, batch and rate must be above 0; got {steps}, {batch_size}, {learning_rate}")
-    generator = torch.Generator().manual_seed(seed)
-    parameters = spec.initial_parameters(seed)
-    learned = [tensor.requires_grad_() for name, tensor in parameters.items() if spec.is_trained(name)]
-    model = FusedTransformer(spec, parameters)
-    optimizer = torch.optim.AdamW(learned, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    largest, running_error = min(1, task.max_hops), torch.ones(task.max_hops + 1)
-    for step in range(steps):
-        whole = largest == task.max_hops or step > 0.9 * steps
-        hops = None if whole else torch.randint(largest + 1, (batch_size,), generator=generator)
-        batch = task.sample(batch_size, hops, generator=generator)
+    if directory is None:
+        return _go_on(Run(config, device), None, report, measure)
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise HopInterpError(f"{directory} exists; give another --out, or --resume {directory}")
+    _writing(directory, lambda: directory.mkdir(parents=True, exist_ok=True))
+    _write(directory / CONFIG, json.dumps(config.to_dict(), indent=2).encode())
+    return _go_on(Run(config, device), directory, report, measure)
+
+
+def resume(
+    directory: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    report: Callable[[Progress], None] | None = None,
+    measure: Measure | None = None,
+) -> FusedTransformer:
+    """Go on with a run from its last checkpoint, to the same bits as if it had never stopped (on the same machine).
+
+    Raises:
+        HopInterpError: no run there, or a damaged one.
+    """
+    directory = Path(directory)
+    run = Run(read_config(directory), device)
+    checkpoint = directory / CHECKPOINT
+    if checkpoint.exists():
+        try:
+            run.restore(torch.load(checkpoint, map_location=device, weights_only=True))
+        except Exception as error:
+            raise HopInterpError(f"{checkpoint} is damaged ({type(error).__name__}); the run cannot go on from it") from None
+    _forget_after(directory / METRICS, run.step)
+    for leftover in directory.glob(f".{MODEL}-*"):  # of a run killed while it wrote its model
+        shutil.rmtree(leftover, ignore_errors=True)
+    return _go_on(run, directory, report, measure)
+
+
+def read_config(directory: Path) -> TrainConfig:
+    """The plan of a run. Raises HopInterpError where there is none."""
+    try:
+        return TrainConfig(**json.loads((directory / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise HopInterpError(f"{directory} is no training run: cannot read {CONFIG} ({error})") from None
+
+
+def _go_on(
+    run: Run, directory: Path | None, report: Callable[[Progress], None] | None, measure: Measure | None
+) -> FusedTransformer:
+    config, log = run.config, _Log(directory, run.config.tensorboard)
+    started, first_tokens, before = time.monotonic(), run.tokens, run.seconds
+    try:
+        while run.step < config.steps:
+            loss = run.advance()
+            elapsed = time.monotonic() - started
+            run.seconds = before + elapsed
+            if report is not None:
+                largest = run.curriculum.largest
+                speed = (run.tokens - first_tokens) / elapsed
+                report(Progress(run.step, config.steps, loss, largest, float(run.curriculum.errors[largest]), speed))
+            if run.step % config.log_every == 0 or run.step == config.steps:
+                log.write(run, {"loss": loss})
+            if measure is not None and config.eval_every and run.step % config.eval_every == 0:
+                log.write(run, {"eval": measure(_detached(run), config.task, _EVAL_SEQUENCES)["errors"]})
+            if directory is not None and config.keep_every and run.step % config.keep_every == 0:
+                made = _made(run)
+                store.save(directory / SERIES / f"{run.step:07d}", _detached(run), config.task, made, overwrite=True)
+            if directory is not None and run.step % config.checkpoint_every == 0:
+                _save_checkpoint(run, directory)
+    except KeyboardInterrupt:
+        if directory is not None:
+            _save_checkpoint(run, directory)
+        raise
+    model = _detached(run)
+    if directory is not None:
+        errors = measure(model, config.task, _FINAL_SEQUENCES) if measure is not None else {}
+        store.save(directory / MODEL, model, config.task, _made(run), errors, overwrite=True)
+        _save_checkpoint(run, directory)
+    return model
+
+
+def _made(run: Run) -> dict[str, Any]:
+    settings = {name: value for name, value in run.config.to_dict().items() if not name.endswith("_every")}
+    how = f"trained for {run.step} steps by hopinterp"
+    return {
+        "how": how,
+        "tokens": run.tokens,
+        "seconds": round(run.seconds),
+        "settings": settings,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _detached(run: Run) -> FusedTransformer:
+    return FusedTransformer(run.spec, {name: p.detach().clone() for name, p in run.model.parameters.items()})
+
+
+class _Log:
+    """metrics.jsonl, a line a record, appended; and the same for TensorBoard, if asked."""
+
+    def __init__(self, directory: Path | None, tensorboard: bool) -> None:
+        self.path = directory / METRICS if directory is not None else None
+        self.board = None
+        if directory is not None and tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise HopInterpError("--tensorboard needs its package: pip install tensorboard") from None
+            self.board = SummaryWriter(str(directory / "tensorboard"))
+
+    def write(self, run: Run, values: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        running = {str(k): round(float(error), 5) for k, error in enumerate(run.curriculum.errors)}
+        record = {"step": run.step, "tokens": run.tokens, "seconds": round(run.seconds, 2), **values}
+        record |= {"largest_hops": run.curriculum.largest, "running_errors": running}
+        path = self.path
+        if self.board is not None:
+            for name, value in (values | {f"error/{k}": error for k, error in running.items()}).items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, run.step)
+            self.board.flush()
+
+        def append() -> None:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+        _writing(path, append)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop what was logged after the checkpoint, and a line that was cut short: these steps come again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            break
+    _write(path, "".join(line + "\n" for line in kept).encode())
+
+
+def _save_checkpoint(run: Run, directory: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(run.state(), buffer)
+    _write(directory / CHECKPOINT, buffer.getvalue())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A file whole or not at all: beside its place first, then renamed."""
+    temporary = path.with_name(path.name + ".partial")
+
+    def write() -> None:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    try:
+        _writing(path, write)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _writing(path: Path, action: Callable[[], None]) -> None:
+    try:
+        action()
+    except OSError as error:
+        raise HopInterpError(f"cannot write {path} ({error.strerror}); the run can go on from its last checkpoint") from None
+
+
+def _optimizers(config: TrainConfig, matrices: Mapping[str, Tensor]) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the rest; or AdamW for all, as the paper's code has it."""
+    learned = {name: matrix for name, matrix in matrices.items() if matrix.requires_grad}
+    betas = (0.9, config.beta2)
+    if config.optimizer == "adamw":
+        return [torch.optim.AdamW(learned.values(), lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)]
+    inner = {name for name in learned if name.startswith("blocks.") and ".W_" in name}
+    muon = torch.optim.Muon(
+        [learned[name] for name in learned if name in inner],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    rest = [learned[name] for name in learned if name not in inner]
+    return [muon, torch.optim.AdamW(rest, lr=config.lr, betas=betas, weight_decay=0.0, fused=True)]
+
+
+def _set_rate(optimizers: list[torch.optim.Optimizer], config: TrainConfig, step: int) -> None:
+    """Linear warm-up, a plateau, linear decay to 0."""
+    up = (step + 1) / config.warmup if config.warmup else 1.0
+    down = (config.steps - step) / (config.decay * config.steps) if config.decay else 1.0
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min((step + 1) / _WARM_UP, 1.0, 1.25 * (1 - step / steps))
-        logits = model(batch.tokens)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
-        if not loss.isfinite():
-            raise HopInterpError(f"the run diverged at step {step} (loss {loss.item()}); try a lower learning rate")
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        wrong = (logits.argmax(-1) != batch.labels) & batch.scored
-        asked = batch.hops == largest
-        if asked.any():
-            error = wrong[asked].sum() / batch.scored[asked].sum().clamp_min(1)
-            running_error[largest] = _MEMORY * running_error[largest] + (1 - _MEMORY) * error
-        if running_error[largest] < _GROW_UNDER and largest < task.max_hops:
-            largest += 1
-        if report is not None:
-            report(step, loss.item(), largest)
-    return FusedTransformer(spec, {name: tensor.detach() for name, tensor in parameters.items()})
+            group["lr"] = config.lr * min(1.0, up, down)
+
+
+def _logits(
+    spec: ModelSpec, matrices: Mapping[str, Tensor], tokens: Tensor, positions: Tensor | None, **settings: Any
+) -> Float[Tensor, "batch position d_vocab"]:
+    """The forward pass over matrices: what torch.compile sees."""
+    return _model(spec, matrices)(tokens, positions=positions, **settings)
+
+
+def _model(spec: ModelSpec, matrices: Mapping[str, Tensor]) -> FusedTransformer:
+    return FusedTransformer(spec, {name: _as_parameter(name, matrix, spec) for name, matrix in matrices.items()})
+
+
+def _as_matrix(name: str, parameter: Tensor) -> Float[Tensor, "..."]:
+    """A parameter as one matrix: heads side by side. Others stay as they are."""
+    if name.endswith((".W_Q", ".W_K", ".W_V")):
+        return parameter.transpose(0, 1).flatten(1)
+    return parameter.flatten(0, 1) if name.endswith(".W_O") else parameter
+
+
+def _as_parameter(name: str, matrix: Tensor, spec: ModelSpec) -> Float[Tensor, "..."]:
+    """The inverse of `_as_matrix`, on the same memory."""
+    if name.endswith((".W_Q", ".W_K", ".W_V")):
+        return matrix.view(spec.d_model, spec.n_heads, -1).transpose(0, 1)
+    return matrix.view(spec.n_heads, -1, spec.d_model) if name.endswith(".W_O") else matrix

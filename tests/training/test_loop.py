@@ -1,38 +1,193 @@
-"""The training loop learns, repeats itself bit for bit, and refuses what cannot work."""
+"""A training run learns, repeats itself, and goes on bit for bit after whatever stopped it."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 import hopinterp as hi
-from hopinterp import HopInterpError, HopTask, ModelSpec
+from hopinterp import HopInterpError, TrainConfig
+from hopinterp.models import store
+from hopinterp.training import loop
 
-TASK = HopTask(n_letters=12, alphabet_size=3, max_hops=2)
-SPEC = ModelSpec.for_task(TASK, 2, d_model=32, n_heads=2)
+TINY = TrainConfig(
+    layers=2, d_model=32, heads=2, letters=12, alphabet=3, max_hops=3, steps=24, batch=8, checkpoint_every=5, log_every=4, eval_every=0
+)  # fmt: skip
 
 
-def test_one_seed_one_model():
-    one, same, other = (hi.train(SPEC, TASK, steps=5, batch_size=8, seed=seed) for seed in (0, 0, 1))
+def digest(directory):
+    return hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def metrics(directory):
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    loop.train(TINY, directory)
+    return directory
+
+
+def test_a_run_directory(uninterrupted):
+    assert {path.name for path in uninterrupted.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.pt", "model"}
+    assert loop.read_config(uninterrupted) == TINY
+    records = metrics(uninterrupted)
+    assert [record["step"] for record in records] == [4, 8, 12, 16, 20, 24]
+    assert all(set(record["running_errors"]) == {"0", "1", "2", "3"} for record in records)
+    _, card = store.load_fused(uninterrupted)
+    assert card.task == TINY.task
+    assert TrainConfig(**card.made["settings"] | {"checkpoint_every": 5, "log_every": 4, "eval_every": 0}) == TINY
+
+
+def stop_at(step, error):
+    def report(progress):
+        if progress.step == step:
+            raise error
+
+    return report
+
+
+@pytest.mark.parametrize("step", [1, 7, 10, 23])
+def test_ctrl_c_then_resume_is_bit_identical(uninterrupted, tmp_path, step):
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(TINY, tmp_path / "run", report=stop_at(step, KeyboardInterrupt()))
+    assert not (tmp_path / "run" / "model").exists()
+    loop.resume(tmp_path / "run")
+    assert digest(tmp_path / "run") == digest(uninterrupted)
+    assert metrics(tmp_path / "run") == metrics(uninterrupted)
+
+
+@pytest.mark.parametrize("step", [2, 13])
+def test_a_crash_then_resume_is_bit_identical(uninterrupted, tmp_path, step):
+    """As after SIGKILL, nothing is saved on the way out; what was logged after the checkpoint is logged again."""
+    with pytest.raises(ZeroDivisionError):
+        loop.train(TINY, tmp_path / "run", report=stop_at(step, ZeroDivisionError()))
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "cut sho')
+    loop.resume(tmp_path / "run")
+    assert digest(tmp_path / "run") == digest(uninterrupted)
+    assert metrics(tmp_path / "run") == metrics(uninterrupted)
+
+
+def test_dropout_samples_and_adamw_resume_as_well(tmp_path):
+    config = TrainConfig.preset("paper", **{**small(), "samples": 20, "checkpoint_every": 3, "bf16": True})
+    whole = loop.train(config, tmp_path / "whole")
+    with pytest.raises(ZeroDivisionError):
+        loop.train(config, tmp_path / "run", report=stop_at(8, ZeroDivisionError()))
+    resumed = loop.resume(tmp_path / "run")
+    assert all(torch.equal(whole.parameters[name], resumed.parameters[name]) for name in whole.parameters)
+    config.spec.check_parameters(whole.parameters)  # the identity unembedding is one still
+
+
+def small():
+    return {"layers": 2, "d_model": 32, "heads": 2, "letters": 12, "alphabet": 3, "max_hops": 3, "steps": 12, "batch": 8}
+
+
+def test_sigkill_at_any_moment(uninterrupted, tmp_path):
+    """Kill the real command again and again, wherever it is; it always gets to the same weights."""
+    arguments = ["--preset", "full", "--threads", "1"]
+    for name, value in TINY.to_dict().items():
+        if value != getattr(TrainConfig(), name):
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
+    command = [sys.executable, "-c", "from hopinterp.cli import main; main()", "train"]
+    run = tmp_path / "run"
+    for attempt in range(3):
+        start = ["--out", str(run), *arguments] if not run.exists() else ["--resume", str(run)]
+        process = subprocess.Popen([*command, *start], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if (run / "checkpoint.pt").exists() and attempt < 2:
+                time.sleep(0.02 * attempt)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.01)
+    assert process.returncode == 0
+    assert digest(run) == digest(uninterrupted)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(uninterrupted, tmp_path, monkeypatch):
+    calls = 0
+
+    def full(_descriptor):
+        nonlocal calls
+        calls += 1
+        if calls > 2:  # the config and the first checkpoint still fit
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(loop.os, "fsync", full)
+        with pytest.raises(HopInterpError, match=r"No space left on device\); the run can go on"):
+            loop.train(TINY, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "config.json", "metrics.jsonl"]
+    loop.resume(tmp_path / "run")
+    assert digest(tmp_path / "run") == digest(uninterrupted)
+
+
+def test_a_diverged_run_stops_with_its_last_checkpoint(tmp_path):
+    config = replace(TINY, optimizer="adamw", lr=1e18, clip=0.0, warmup=0, checkpoint_every=1)
+    with pytest.raises(HopInterpError, match=r"diverged at step \d+ \(loss nan\); try a lower learning rate"):
+        loop.train(config, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["step"] >= 1
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_the_series_of_weights_is_kept(tmp_path):
+    loop.train(replace(TINY, keep_every=10), tmp_path / "run")
+    kept = store.list_models(tmp_path / "run" / "series")
+    assert [path.name for path in kept] == ["0000010", "0000020"]
+    early, late = (store.load_fused(path)[0].parameters["embed.W_E"] for path in kept)
+    assert not torch.equal(early, late)
+
+
+def test_one_seed_one_model(tmp_path):
+    one, same, other = (hi.train(replace(TINY, seed=seed, steps=3)) for seed in (0, 0, 1))
     assert all(torch.equal(one.parameters[name], same.parameters[name]) for name in one.parameters)
     assert not torch.equal(one.parameters["embed.W_E"], other.parameters["embed.W_E"])
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_it_learns_one_hop():
-    model = hi.train(SPEC, TASK, steps=600, batch_size=32, learning_rate=4e-3)
-    untrained = hi.FusedTransformer(SPEC, SPEC.initial_parameters(0))
-    learned, before = (float(hi.evaluate(m, TASK, hops=[1]).error[0]) for m in (model, untrained))
-    assert learned < 0.2 < 0.5 < before
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_it_learns_two_hops(optimizer):
+    config = replace(TINY, steps=500, batch=32, lr=4e-3, optimizer=optimizer, max_hops=1, bf16=False)
+    model = hi.train(config)
+    untrained = hi.FusedTransformer(config.spec, config.spec.initial_parameters(0))
+    learned, before = (float(hi.evaluate(m, config.task, hops=[1]).error[0]) for m in (model, untrained))
+    assert learned < 0.1 < 0.5 < before
 
 
-def test_an_identity_unembedding_stays():
-    spec = ModelSpec.for_task(TASK, 1, d_model=32, n_heads=2, unembed="identity")
-    model = hi.train(spec, TASK, steps=3, batch_size=4)
-    spec.check_parameters(model.parameters)
+def test_matrices_are_the_hooked_parameters():
+    run = loop.Run(TINY)
+    initial = TINY.spec.initial_parameters(TINY.seed)
+    shown = run.model.parameters
+    assert all(torch.equal(shown[name], initial[name]) for name in initial)
+    run.advance()
+    TINY.spec.check_parameters({name: p.detach() for name, p in run.model.parameters.items()})
+    for name, p in shown.items():  # the same memory: the view taken before the step shows what came of it
+        assert torch.equal(p, run.model.parameters[name])
 
 
-def test_refusals():
-    with pytest.raises(HopInterpError, match="diverged at step"):
-        hi.train(SPEC, TASK, steps=50, batch_size=4, learning_rate=1e18)
-    with pytest.raises(HopInterpError, match="must be above 0"):
-        hi.train(SPEC, TASK, steps=0)
-    with pytest.raises(HopInterpError, match="positions"):
-        hi.train(SPEC, HopTask(n_letters=50, alphabet_size=3, max_hops=2))
+def test_a_compiled_run_computes_the_same():
+    config = replace(TINY, steps=2, bf16=False, short_until=(0.0, 0.0))
+    plain, compiled = loop.Run(config), loop.Run(replace(config, compile=True))
+    assert [plain.advance() for _ in range(2)] == pytest.approx([compiled.advance() for _ in range(2)], abs=1e-4)
+
+
+def test_what_cannot_be_resumed_is_named(tmp_path, uninterrupted):
+    with pytest.raises(HopInterpError, match="is no training run"):
+        loop.resume(tmp_path / "nowhere")
+    with pytest.raises(HopInterpError, match="exists; give another --out, or --resume"):
+        loop.train(TINY, uninterrupted)
+    (tmp_path / "config.json").write_text((uninterrupted / "config.json").read_text())
+    (tmp_path / "checkpoint.pt").write_bytes((uninterrupted / "checkpoint.pt").read_bytes()[:5000])
+    with pytest.raises(HopInterpError, match="checkpoint.pt is damaged"):
+        loop.resume(tmp_path)
