@@ -216,15 +216,20 @@ def _training_bar() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bar
 
     columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        shown = bar.add_task("starting", total=None)
+    bar = Bar(*columns, console=Console(stderr=True))
+    shown = bar.add_task("starting", total=None)
 
-        def report(now: Progress) -> None:
-            text = f"loss {now.loss:.3f}  K {now.largest_hops}  error at K {100 * now.error:.1f}%"
-            text += f"  {now.tokens_per_second / 1000:.1f}k tokens/s"
-            bar.update(shown, total=now.steps, completed=now.step, description=text)
+    def report(now: Progress) -> None:
+        bar.start()  # not before the first step: what cannot start gets one line and no bar
+        text = f"loss {now.loss:.3f}  K {now.largest_hops}  error at K {100 * now.error:.1f}%"
+        text += f"  {now.tokens_per_second / 1000:.1f}k tokens/s"
+        bar.update(shown, total=now.steps, completed=now.step, description=text)
 
+    try:
         yield report
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 @app.command("eval")

@@ -201,3 +201,45 @@ def test_help_names_every_command(run):
     status, out, _ = run("--help")
     assert status == 0
     assert all(name in out for name in ("models", "import", "eval", "attention", "probe"))
+
+
+def test_train_resume_and_use(run, tmp_path):
+    sizes = ["--layers", 1, "--d-model", 16, "--heads", 2, "--letters", 10, "--alphabet", 3, "--max-hops", 2]
+    status, out, _ = run("train", "--out", tmp_path / "r", *sizes, "--steps", 5, "--batch", 4, "--threads", 1, "--no-bf16")
+    assert status == 0
+    assert "1 blocks, d_model 16, 2 heads" in out
+    card = store.read_card(tmp_path / "r" / "model")
+    assert card.made["settings"]["steps"] == 5
+    assert "--letters 10" in card.made["command"]
+    assert card.errors["settings"]["sequences"] == 400
+    before = (tmp_path / "r" / "model" / "model.safetensors").read_bytes()
+    assert run("train", "--resume", tmp_path / "r")[0] == 0
+    assert (tmp_path / "r" / "model" / "model.safetensors").read_bytes() == before
+    assert "k" in run("eval", tmp_path / "r", "--hops", 1, "--sequences", 2)[1]  # a run directory stands for its model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "train needs --out for a new run, or --resume"),
+        (("--out", "r", "--resume", "r"), "train needs --out for a new run, or --resume"),
+        (("--out", "m"), "m exists"),
+        (("--out", "r", "--preset", "slow"), "no preset 'slow'"),
+        (("--out", "r", "--steps", "0"), "steps is 0"),
+        (("--out", "r", "--lr", "-1"), "lr is -1.0"),
+        (("--out", "r", "--heads", "7"), "7 heads were given"),
+        (("--out", "r", "--threads", "0"), "--threads is 0"),
+        (("--out", "r", "--samples", "5"), "a batch alone has 64"),
+        (("--resume", "nowhere"), "nowhere is no training run"),
+        (("--resume", "m", "--lr", "1"), "a resumed run has its own settings; --lr cannot change"),
+    ],
+)
+def test_bad_training_gets_one_line_and_nothing_is_written(run, model, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert model.exists()
+    status, out, err = run("train", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("hopinterp: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]

@@ -130,7 +130,7 @@ class FusedTransformer:
         name = f"blocks.{layer}.attn."
         weight = torch.cat([p[name + "W_Q"], p[name + "W_K"], p[name + "W_V"]]).transpose(1, 2).flatten(0, 1)
         bias = torch.cat([p[name + "b_Q"], p[name + "b_K"], p[name + "b_V"]]).flatten()
-        q, k, v = F.linear(x, weight, bias).unflatten(-1, (3, heads, d_head)).permute(2, 0, 3, 1, 4)
+        q, k, v = F.linear(x, weight, bias).unflatten(-1, (3, heads, d_head)).permute(2, 0, 3, 1, 4).contiguous()
         scale = d_head**-0.5 if self.spec.use_attn_scale else 1.0
         probabilities = None
         if keep_pattern or drop.rate:
@@ -193,11 +193,16 @@ def pattern(layer: int) -> str:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention; on a CPU always in float32, since the backward pass of its bfloat16 kernel is 7 times slower."""
+    """Causal attention [batch, head, position, d_head]. In bfloat16 on a CPU two plain batched products are 2.4 times as
+    fast as `scaled_dot_product_attention`, whose backward kernel is slow there."""
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True, scale=scale)
+    n = q.shape[-2]
+    past = torch.full((n, n), -torch.inf, dtype=q.dtype).triu(1)
+    scores = torch.baddbmm(past, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=scale)
+    with torch.autocast("cpu", enabled=False):  # or softmax would go to float32 and back
+        probabilities = scores.softmax(-1)
+    return torch.bmm(probabilities, v.flatten(0, 1)).view_as(q)
 
 
 def _causal_pattern(

@@ -132,6 +132,21 @@ class TrainConfig:
             given = {"curriculum": False, "short_until": (0.0, 0.0)} | given
         return replace(cls(**_PRESETS[name]), **given)
 
+    def command(self) -> str:
+        """The command line that trains this model again."""
+        plain = TrainConfig()
+        words = ["hopinterp train --preset full"]
+        for name, value in self.to_dict().items():
+            flag = name.replace("_", "-")
+            unchanged = value == getattr(plain, name) and name not in ("layers", "steps", "seed")
+            if unchanged or name.endswith("_every"):  # how often things are written changes no weight
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words.append(f"--{flag} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
+        return " ".join(words)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)

@@ -241,6 +241,7 @@ def _made(run: Run) -> dict[str, Any]:
     how = f"trained for {run.step} steps by hopinterp"
     return {
         "how": how,
+        "command": f"{run.config.command()} --threads {torch.get_num_threads()}",
         "tokens": run.tokens,
         "seconds": round(run.seconds),
         "settings": settings,

@@ -29,6 +29,12 @@ def test_presets_take_changes():
     assert (fixed.curriculum, fixed.short_until) == (False, (0, 0))
 
 
+def test_the_command_names_what_differs():
+    config = TrainConfig.preset("full", layers=3, steps=50, bf16=False, short_until=(0.0, 0.0), keep_every=9)
+    words = "hopinterp train --preset full --layers 3 --steps 50 --short-until 0.0 0.0 --no-bf16 --seed 0"
+    assert config.command() == words
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
