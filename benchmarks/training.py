@@ -3,9 +3,9 @@
     python benchmarks/training.py [--layers 4] [--rounds 5] [--threads 2] [--json]
 
 All three train the same sizes at full length (98 letters, every k) with batches of 64, our recipe's, and run in turn,
-A B C A B C …; medians are quoted. The authors' loop is re-created from the paper's description: Hugging Face's GPT-2 with its
-default attention, dropout 0.1, AdamW at 1e-4, and batches made one sequence at a time in Python. The matrix-product rate is
-measured on the very shapes of the model, in the precision that the step uses.
+A B C A B C …; medians are quoted. The authors' loop is re-created from the paper's description: GPT-2 of Hugging Face with
+its default attention, dropout 0.1, AdamW at 1e-4, and batches made one sequence at a time in Python. The rate of matrix
+products is measured on the very shapes of the model, in the precision that the step uses.
 """
 
 from __future__ import annotations
