@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from contextlib import contextmanager
@@ -71,6 +70,7 @@ def models(
 ) -> None:
     """List the models that can be named."""
     from hopinterp.models import store
+    from hopinterp.views import tables
 
     if directory is not None and not directory.is_dir():
         raise HopInterpError(f"no directory {directory}")
@@ -78,12 +78,7 @@ def models(
     if as_json:
         _print_json({name: json.loads(card.to_json()) for name, card in cards.items()})
         return
-    table = _table("model", "depth", "width", "heads", "letters", "|Σ|", "max k", "solves", "made")
-    for name, card in cards.items():
-        spec, task = card.spec, card.task
-        sizes = (spec.n_layers, spec.d_model, spec.n_heads, task.n_letters, task.alphabet_size, task.max_hops)
-        table.add_row(name, *map(str, sizes), _solved(card.errors.get("errors", {})), str(card.made.get("how", "")))
-    _show(table, f"{len(cards)} model(s) in {directory or 'trained_models'}.")
+    _show(tables.models_table(cards), f"{len(cards)} model(s) in {directory or 'trained_models'}.")
 
 
 @app.command("import")
@@ -103,20 +98,21 @@ def import_(
     from hopinterp.evidence.behaviour import evaluate
     from hopinterp.models import gpt2, store
     from hopinterp.task import HopTask
+    from hopinterp.views import tables
 
     state = gpt2.read_state_dict(file)
     model = gpt2.convert(state, heads, act)
     task = HopTask(letters if letters is not None else max(1, model.spec.n_ctx - 2), alphabet, max_hops)
     gpt2.check_heads(model, task)
     with _working("measuring its errors"):
-        errors = _error_json(evaluate(model, task, seed=seed))
+        errors = tables.errors_json(evaluate(model, task, seed=seed))
     made = {"how": f"imported from {file.name}", "heads": heads}
     card = store.save(out, model, task, made, errors, overwrite)
     if as_json:
         _print_json(json.loads(card.to_json()))
         return
     sizes = f"{model.spec.n_layers} blocks, d_model {model.spec.d_model}, {heads} heads"
-    _show(None, f"{out}: {sizes}. Solves {_solved(errors['errors'])} (error ≤ 1%).")
+    _show(None, f"{out}: {sizes}. Solves {tables.solved(errors['errors'])} (error ≤ 1%).")
 
 
 @app.command()
@@ -195,17 +191,19 @@ def train(
         print(f"hopinterp: interrupted; go on with: hopinterp train --resume {directory}", file=sys.stderr)
         sys.exit(_INTERRUPTED)
     from hopinterp.models import store
+    from hopinterp.views import tables
 
     assert directory is not None
     errors = store.read_card(directory / loop.MODEL).errors["errors"]
     sizes = f"{model.spec.n_layers} blocks, d_model {model.spec.d_model}, {model.spec.n_heads} heads"
-    _show(None, f"{directory}: {sizes}. Solves {_solved(errors)} (error ≤ 1%).")
+    _show(None, f"{directory}: {sizes}. Solves {tables.solved(errors)} (error ≤ 1%).")
 
 
 def _measure(model: FusedTransformer, task: HopTask, sequences: int) -> dict[str, Any]:
     from hopinterp.evidence.behaviour import evaluate
+    from hopinterp.views.tables import errors_json
 
-    return _error_json(evaluate(model, task, sequences=sequences))
+    return errors_json(evaluate(model, task, sequences=sequences))
 
 
 @contextmanager
@@ -246,24 +244,17 @@ def eval_(
     """err_k: the share of answers that are wrong, for each k."""
     from hopinterp.evidence.behaviour import evaluate
     from hopinterp.models import store
+    from hopinterp.views import tables
 
     network, card = store.load_fused(model, _device(device))
     _check_drawable(plot)
     with _working("answering"):
         found = evaluate(network, card.task, _hop_range(hops, card.task.max_hops), sequences, seed, dropout)
-    result = _error_json(found)
     _draw(plot, "error_curve", found, title=f"{Path(model).name}: err_k")
     if as_json:
-        _print_json(result)
-        return
-    table = _table("k", "error %", "95% interval", "positions")
-    for k in found.k.values:
-        row = found.sel(k=k)
-        table.add_row(
-            str(k), f"{100 * row.error:.2f}", f"{100 * row.low:.2f} – {100 * row.high:.2f}", str(int(row.positions))
-        )
-    condition = f"with dropout {dropout:g}" if dropout else "in eval mode"
-    _show(table, f"{Path(model).name} solves {_solved(result['errors'])} {condition} (error ≤ 1% for all of them).")
+        _print_json(tables.errors_json(found))
+    else:
+        _show(tables.errors_table(found), tables.errors_reading(found, Path(model).name))
 
 
 @app.command()
@@ -279,6 +270,7 @@ def attention(
     """Which find^j each head attends to."""
     from hopinterp.evidence.attention import align
     from hopinterp.models import store
+    from hopinterp.views import tables
 
     network, card = store.load_fused(model, _device(device))
     _check_drawable(plot)
@@ -287,23 +279,9 @@ def attention(
     _draw(plot, "alignment_heatmap", found, k=hops, title=f"{Path(model).name}: alignment with find^j (cosine), k = {hops}")
     one = found.sel(k=hops)
     if as_json:
-        names = {"scores": "score", "scores_valid": "score_valid", "low": "low", "high": "high"}
-        names |= {name: name for name in ("previous_token", "task_token", "self_token", "best_hop", "best_score", "uniform")}
-        _print_json(
-            {"hops": hops} | {key: one[name].values.tolist() for key, name in names.items()} | {"settings": found.attrs}
-        )
-        return
-    table = _table("layer.head", "best j", "score", "95% interval", "non-null rows", "previous", "first", "self")
-    for layer in one.layer.values:
-        for head in one["head"].values:
-            unit = one.sel(layer=layer, head=head)
-            best = unit.sel(hop=unit.best_hop)
-            cells = (unit.best_score, best.score_valid, unit.previous_token, unit.task_token, unit.self_token)
-            score, valid, *others = (f"{float(cell):.2f}" for cell in cells)
-            table.add_row(
-                f"{layer}.{head}", str(int(unit.best_hop)), score, f"{best.low:.2f} – {best.high:.2f}", valid, *others
-            )
-    _show(table, _attention_reading(one))
+        _print_json(tables.attention_json(one, hops))
+    else:
+        _show(tables.attention_table(one), tables.attention_reading(one))
 
 
 @app.command()
@@ -323,6 +301,7 @@ def probe(
     """Which hops can be read off each block's output, linearly."""
     from hopinterp.evidence.probes import probe as run_probe
     from hopinterp.models import store
+    from hopinterp.views import tables
 
     network, card = store.load_fused(model, _device(device))
     _check_drawable(plot)
@@ -334,82 +313,9 @@ def probe(
         )  # fmt: skip
     _draw(plot, "probe_staircase", found, title=f"{Path(model).name}, k = {hops}: {target} at find^j(i), read from block ℓ")
     if as_json:
-        _print_json(_probe_json(found))
-        return
-    shown = [j for j in found.hop.values.tolist() if j <= max(hops, 8)]
-    table = _table("block", *(f"{j}" for j in shown), "R", "frontier")
-    for block in found.layer.values:
-        row = found.sel(layer=block)
-        cells = [_probe_cell(row.sel(hop=j)) for j in shown]
-        table.add_row(str(block), *cells, str(int(row.resolved)), str(int(row.frontier)))
-    explained = found.baseline.max("layer")
-    table.add_row("[dim]cheaper", *(f"[dim]{float(explained.sel(hop=j)):.2f}" for j in shown), "", "")
-    _show(table, _probe_reading(found))
-
-
-def _probe_json(found: xr.Dataset) -> dict[str, Any]:
-    from hopinterp.theory.hypotheses import HYPOTHESES, resolved
-
-    hops = found.attrs["hops"]
-    by_hop = ("accuracy", "low", "high", "baseline", "untrained", "control", "selectivity")
-    layers = []
-    for layer in found.layer.values.tolist():
-        row = found.sel(layer=layer)
-        values: dict[str, Any] = {name: {str(j): float(row[name].sel(hop=j)) for j in row.hop.values} for name in by_hop}
-        held = [j for j in row.hop.values.tolist() if bool(row.held.sel(hop=j))]
-        theory = {name: resolved(name, hops, layer + 1)[layer] for name in HYPOTHESES}
-        ends = {"resolved": int(row.resolved), "frontier": int(row.frontier)}
-        layers.append({"layer": layer, **values, "held": held, **ends, "theory": theory})
-    explanations = {name: found[name].values.tolist() for name in ("majority", "lower_hops")}
-    return {"hops": hops, "layers": layers, **explanations, "settings": found.attrs}
-
-
-def _probe_cell(cell: xr.Dataset) -> str:
-    text = f"{float(cell.accuracy):.2f}"
-    return f"[bold green]{text}[/]" if bool(cell.held) else text
-
-
-def _probe_reading(found: xr.Dataset) -> str:
-    from hopinterp.theory.hypotheses import HYPOTHESES, resolved
-
-    hops, layers = found.attrs["hops"], found.layer.values.tolist()
-    blocks = "Blocks" if len(layers) > 1 else f"Block {layers[0]}"
-    seen = ", ".join(str(int(r)) for r in found.resolved)
-    predicted = {name: resolved(name, hops, layers[-1] + 1) for name in HYPOTHESES}
-    theory = "; ".join(f"{name} {', '.join(str(r[layer]) for layer in layers)}" for name, r in predicted.items())
-    key = f"Accuracy of the {found.attrs['target']} at find^j(i), j = 0, 1, …, read from a block's output at i. Cheaper: the"
-    key += " best other explanation. Green: held, the accuracy's lower bound closes 80% of the gap from there to 1."
-    return f"{key}\n{blocks} resolve{'s' if len(layers) == 1 else ''} {seen} of {hops} hops. Theory: {theory}."
-
-
-def _attention_reading(one: xr.Dataset) -> str:
-    parts = []
-    for layer in one.layer.values:
-        unit = one.sel(layer=layer)
-        head = int(unit.best_score.argmax("head"))
-        previous = int(unit.previous_token.argmax("head"))
-        if float(unit.previous_token[previous]) > float(unit.best_score[head]):
-            parts.append(f"block {layer} the previous token ({float(unit.previous_token[previous]):.2f}, head {previous})")
-        else:
-            parts.append(f"block {layer} find^{int(unit.best_hop[head])} ({float(unit.best_score[head]):.2f}, head {head})")
-    return "Strongest alignment: " + "; ".join(parts) + "."
-
-
-def _error_json(found: xr.Dataset) -> dict[str, Any]:
-    names = {"errors": "error", "low": "low", "high": "high"}
-    values = {key: {str(k): float(found[name].sel(k=k)) for k in found.k.values} for key, name in names.items()}
-    return values | {"settings": dict(found.attrs)}
-
-
-def _solved(errors: dict[str, float]) -> str:
-    """The k's from the lowest measured on, as long as each has at most 1% error."""
-    solved = 0
-    ks = sorted(map(int, errors))
-    while solved < len(ks) and errors[str(ks[solved])] <= 0.01:
-        solved += 1
-    if not solved:
-        return "no k measured" if not ks else f"not even k = {ks[0]}"
-    return f"k = {ks[0]}" if solved == 1 else f"k = {ks[0]} to {ks[solved - 1]}"
+        _print_json(tables.probe_json(found))
+    else:
+        _show(tables.probe_table(found), tables.probe_reading(found))
 
 
 def _hop_range(text: str, max_hops: int) -> list[int]:
@@ -455,27 +361,9 @@ def _draw(path: Path | None, kind: str, found: xr.Dataset, **settings: Any) -> N
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(_finite(value), allow_nan=False))
+    from hopinterp.views import tables
 
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: an undefined number is null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        left = column in ("model", "made")
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    return table
+    print(json.dumps(tables.finite(value), allow_nan=False))
 
 
 def _show(table: Table | None, reading: str) -> None:

@@ -1,0 +1,156 @@
+"""The noticeboard: the evidence as JSON objects, as terminal tables, and as one line that reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from hopinterp.theory.hypotheses import HYPOTHESES, resolved
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from hopinterp.models.store import Card
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN: an undefined number is null."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def solved(errors: Mapping[str, float]) -> str:
+    """The k's from the lowest measured on, as long as each has at most 1% error."""
+    ks = sorted(map(int, errors))
+    count = 0
+    while count < len(ks) and errors[str(ks[count])] <= 0.01:
+        count += 1
+    if not count:
+        return f"not even k = {ks[0]}" if ks else "no k measured"
+    return f"k = {ks[0]}" if count == 1 else f"k = {ks[0]} to {ks[count - 1]}"
+
+
+def models_table(cards: Mapping[str, Card]) -> Table:
+    """Sizes, task and capacity of model directories."""
+    table = _table("model", "depth", "width", "heads", "letters", "|Σ|", "max k", "solves", "made")
+    for name, card in cards.items():
+        spec, task = card.spec, card.task
+        sizes = (spec.n_layers, spec.d_model, spec.n_heads, task.n_letters, task.alphabet_size, task.max_hops)
+        table.add_row(name, *map(str, sizes), solved(card.errors.get("errors", {})), str(card.made.get("how", "")))
+    return table
+
+
+def errors_json(found: xr.Dataset) -> dict[str, Any]:
+    """What `evaluate` found, keyed by k."""
+    names = {"errors": "error", "low": "low", "high": "high"}
+    values = {key: {str(k): float(found[name].sel(k=k)) for k in found.k.values} for key, name in names.items()}
+    return values | {"settings": dict(found.attrs)}
+
+
+def errors_table(found: xr.Dataset) -> Table:
+    """A row a k."""
+    table = _table("k", "error %", "95% interval", "positions")
+    for k in found.k.values:
+        row = found.sel(k=k)
+        interval = f"{100 * float(row.low):.2f} – {100 * float(row.high):.2f}"
+        table.add_row(str(k), f"{100 * float(row.error):.2f}", interval, str(int(row.positions)))
+    return table
+
+
+def errors_reading(found: xr.Dataset, name: str) -> str:
+    """Up to which k the model answers."""
+    dropout = found.attrs["dropout"]
+    condition = f"with dropout {dropout:g}" if dropout else "in eval mode"
+    return f"{name} solves {solved(errors_json(found)['errors'])} {condition} (error ≤ 1% for all of them)."
+
+
+def attention_json(one: xr.Dataset, hops: int) -> dict[str, Any]:
+    """What `align` found at one k, as nested lists [layer][head][j]."""
+    names = {"scores": "score", "scores_valid": "score_valid", "low": "low", "high": "high"}
+    names |= {name: name for name in ("previous_token", "task_token", "self_token", "best_hop", "best_score")}
+    names |= {"uniform": "uniform", "uniform_valid": "uniform_valid"}
+    return {"hops": hops} | {key: one[name].values.tolist() for key, name in names.items()} | {"settings": dict(one.attrs)}
+
+
+def attention_table(one: xr.Dataset) -> Table:
+    """A row a head: the hop it agrees with best, and the three fixed patterns."""
+    table = _table("layer.head", "best j", "score", "95% interval", "non-null rows", "previous", "first", "self")
+    for layer in one.layer.values:
+        for head in one["head"].values:
+            unit = one.sel(layer=layer, head=head)
+            best = unit.sel(hop=unit.best_hop)
+            interval = f"{float(best.low):.2f} – {float(best.high):.2f}"
+            cells = (best.score_valid, unit.previous_token, unit.task_token, unit.self_token)
+            score, others = f"{float(unit.best_score):.2f}", (f"{float(cell):.2f}" for cell in cells)
+            table.add_row(f"{layer}.{head}", str(int(unit.best_hop)), score, interval, *others)
+    return table
+
+
+def attention_reading(one: xr.Dataset) -> str:
+    """Each block's strongest alignment."""
+    parts = []
+    for layer in one.layer.values:
+        unit = one.sel(layer=layer)
+        head, previous = int(unit.best_score.argmax("head")), int(unit.previous_token.argmax("head"))
+        if float(unit.previous_token[previous]) > float(unit.best_score[head]):
+            parts.append(f"block {layer} the previous token ({float(unit.previous_token[previous]):.2f}, head {previous})")
+        else:
+            parts.append(f"block {layer} find^{int(unit.best_hop[head])} ({float(unit.best_score[head]):.2f}, head {head})")
+    return "Strongest alignment: " + "; ".join(parts) + "."
+
+
+def probe_json(found: xr.Dataset) -> dict[str, Any]:
+    """What `probe` found, an object a block, accuracies keyed by hop, with what theory expects beside R(ℓ)."""
+    hops = found.attrs["hops"]
+    by_hop = ("accuracy", "low", "high", "baseline", "untrained", "control", "selectivity")
+    layers = []
+    for layer in found.layer.values.tolist():
+        row = found.sel(layer=layer)
+        values: dict[str, Any] = {name: {str(j): float(row[name].sel(hop=j)) for j in row.hop.values} for name in by_hop}
+        held = [j for j in row.hop.values.tolist() if bool(row.held.sel(hop=j))]
+        theory = {name: resolved(name, hops, layer + 1)[layer] for name in HYPOTHESES}
+        ends = {"resolved": int(row.resolved), "frontier": int(row.frontier)}
+        layers.append({"layer": layer, **values, "held": held, **ends, "theory": theory})
+    explanations = {name: found[name].values.tolist() for name in ("majority", "lower_hops")}
+    return {"hops": hops, "layers": layers, **explanations, "settings": dict(found.attrs)}
+
+
+def probe_table(found: xr.Dataset) -> Table:
+    """A row a block, a column a hop, held cells in green; last, the best cheaper explanation."""
+    shown = [j for j in found.hop.values.tolist() if j <= max(found.attrs["hops"], 8)]
+    table = _table("block", *map(str, shown), "R", "frontier")
+    for block in found.layer.values:
+        row = found.sel(layer=block)
+        cells = [(f"{float(row.accuracy.sel(hop=j)):.2f}", bool(row.held.sel(hop=j))) for j in shown]
+        marked = (f"[bold green]{text}[/]" if held else text for text, held in cells)
+        table.add_row(str(block), *marked, str(int(row.resolved)), str(int(row.frontier)))
+    cheapest = found.baseline.max("layer")
+    table.add_row("[dim]cheaper", *(f"[dim]{float(cheapest.sel(hop=j)):.2f}" for j in shown), "", "")
+    return table
+
+
+def probe_reading(found: xr.Dataset) -> str:
+    """What the table shows, and R(ℓ) beside what each hypothesis expects."""
+    hops, layers = found.attrs["hops"], found.layer.values.tolist()
+    who = "Blocks resolve" if len(layers) > 1 else f"Block {layers[0]} resolves"
+    seen = ", ".join(str(int(r)) for r in found.resolved)
+    predicted = {name: resolved(name, hops, layers[-1] + 1) for name in HYPOTHESES}
+    theory = "; ".join(f"{name} {', '.join(str(r[layer]) for layer in layers)}" for name, r in predicted.items())
+    key = f"Accuracy of the {found.attrs['target']} at find^j(i), j = 0, 1, …, read from a block's output at i. Cheaper: the"
+    key += " best other explanation. Green: held, the accuracy's lower bound closes 80% of the gap from there to 1."
+    return f"{key}\n{who} {seen} of {hops} hops. Theory: {theory}."
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        words = column in ("model", "made")
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    return table
