@@ -36,7 +36,7 @@ Model = Annotated[str, typer.Argument(help="A model directory, or a shipped mode
 Hops = Annotated[int, typer.Option(help="k, the hop count the model is asked for.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Plot = Annotated[Path | None, typer.Option(help="Also draw the figure into this file (.png, .svg, .pdf).")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
@@ -152,13 +152,13 @@ def train(
     bf16: Annotated[bool | None, typer.Option(help="Matrix products in bfloat16.")] = None,
     compile: Annotated[bool | None, typer.Option(help="torch.compile; on a GPU with CUDA graphs.")] = None,
     tensorboard: Annotated[bool | None, typer.Option(help="Also write the metrics for TensorBoard.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, data and dropout.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data and dropout.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     keep_every: Annotated[int | None, typer.Option(help="Keep the model every so many steps, for its dynamics.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between lines of metrics.jsonl.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between measurements of every err_k; 0 for never.")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads; the machine's choice by default.")] = None,
-    device: Device = "auto",
+    device: Annotated[str, typer.Option(help="auto (a resumed run: where it ran before), cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Train a model of the task, or go on with a run that was interrupted."""
     settings = {
@@ -166,7 +166,7 @@ def train(
     }
     import torch
 
-    from hopinterp.training import loop
+    from hopinterp.training import loop, record
     from hopinterp.training.config import TrainConfig
 
     if (out is None) == (resume is None):
@@ -175,17 +175,17 @@ def train(
         if threads < 1:
             raise HopInterpError(f"--threads is {threads}; at least 1 is needed")
         torch.set_num_threads(threads)
-    where = _device(device)
     directory = out or resume
     try:
         with _training_bar() as report:
             if out is not None:
                 config = TrainConfig.preset(preset, **settings)
-                model = loop.train(config, out, device=where, report=report, measure=_measure)
+                model = loop.train(config, out, device=_device(device), report=report, measure=_measure)
             else:
                 assert resume is not None
                 if given := [name for name, value in settings.items() if value is not None]:
                     raise HopInterpError(f"a resumed run has its own settings; --{given[0].replace('_', '-')} cannot change")
+                where = None if device == "auto" else _device(device)
                 model = loop.resume(resume, device=where, report=report, measure=_measure)
     except KeyboardInterrupt:
         print(f"hopinterp: interrupted; go on with: hopinterp train --resume {directory}", file=sys.stderr)
@@ -194,7 +194,7 @@ def train(
     from hopinterp.views import tables
 
     assert directory is not None
-    errors = store.read_card(directory / loop.MODEL).errors["errors"]
+    errors = store.read_card(directory / record.MODEL).errors["errors"]
     sizes = f"{model.spec.n_layers} blocks, d_model {model.spec.d_model}, {model.spec.n_heads} heads"
     _show(None, f"{directory}: {sizes}. Solves {tables.solved(errors)} (error ≤ 1%).")
 
@@ -347,9 +347,10 @@ def _device(name: str) -> str:
 
 
 def _check_drawable(path: Path | None) -> None:
-    """Fail before the work, not after it."""
-    if path is not None and not path.resolve().parent.is_dir():
-        raise HopInterpError(f"cannot draw into {path}: no directory {path.parent}")
+    if path is not None:
+        from hopinterp.views import plots
+
+        plots.check_drawable(path)
 
 
 def _draw(path: Path | None, kind: str, found: xr.Dataset, **settings: Any) -> None:

@@ -144,6 +144,8 @@ def test_import_of_a_paper_checkpoint(run, paper, tmp_path):
         (("eval", "MODEL", "--device", "abacus"), "--device is 'abacus'"),
         (("eval", "MODEL", "--plot", "nowhere/f.png"), "no directory nowhere"),
         (("eval", "MODEL", "--sequences", "2", "--plot", "f.docx"), "the ending must be one of"),
+        (("eval", "MODEL", "--hops", "0", "--sequences", "2", "--plot", "f.png"), "no k above 0"),
+        (("eval", "MODEL", "--seed", "99999999999999999999999"), "--seed"),
         (("probe", "MODEL"), "--hops"),
         (("probe", "MODEL", "--hops", "2", "--layer", "7"), "layer is 7; this model has 0 to 1"),
         (("probe", "MODEL", "--hops", "2", "--layer", "-1"), "layer is -1"),

@@ -62,7 +62,7 @@ def align(
         for k in ks:
             asked = torch.cat([torch.full_like(tokens[:, :1], k), tokens[:, 1:]], dim=1)
             _, cache = run.run_with_cache(asked, names_filter=names)
-            by_k.append(_stack([scores(cache[name], find) for name in names], dim=1))
+            by_k.append(_stack([scores(cache[name].float(), find) for name in names], dim=1))
         parts.append(_stack(by_k, dim=0))
     by_sequence = {name: torch.cat([part[name] for part in parts], dim=1).cpu() for name in parts[0]}
     control = scores(_uniform(task.n_positions).expand(sequences, 1, -1, -1), batch.find.cpu())

@@ -44,8 +44,10 @@ def evaluate(
     Raises:
         HopInterpError: k out of range, too few sequences, or dropout asked of a model that only TransformerLens can run.
     """
-    ks = list(hops) if hops is not None else list(range(1, task.max_hops + 1))
+    ks = list(hops) if hops is not None else list(range(1, task.max_hops + 1)) or [0]
     task.check_hops(*ks)
+    if not ks:
+        raise HopInterpError("no values of k were given")
     run = runner(model, task)
     if dropout and not isinstance(run, FusedTransformer):
         raise HopInterpError("dropout cannot be measured on this HookedTransformer: it has hooks or unusual features")
@@ -57,7 +59,7 @@ def evaluate(
         mistakes = _answers(run, batch.tokens, dropout, generator) != batch.labels
         wrong.append((mistakes & batch.scored).sum(1).cpu())
         counted.append(batch.scored.sum(1).cpu())
-        null_error.append(float(mistakes[batch.labels == task.null].double().mean()))
+        null_error.append(float(mistakes[batch.labels == task.null].cpu().double().mean()))
     low, high = korn_graubard(torch.stack(wrong, 1), torch.stack(counted, 1))
     positions = torch.stack(counted, 1).sum(0)
     return xr.Dataset(

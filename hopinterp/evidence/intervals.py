@@ -19,7 +19,8 @@ def bootstrap(
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     """Percentile interval of Σ numerator / Σ denominator when sequences are drawn again with replacement.
 
-    All rates share the same draws. NaN where no sequence counts.
+    All rates share the same draws. Where that is narrower than Korn and Graubard's interval, as it is where all answers are
+    right or few sequences count, theirs is given: resampling what was seen cannot show what was not. NaN where none counts.
     """
     sequences = len(numerator)
     generator = torch.Generator().manual_seed(seed)
@@ -31,7 +32,8 @@ def bootstrap(
     top, bottom = (weights @ counts.cpu().double().reshape(sequences, -1) for counts in (numerator, denominator))
     tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     low, high = (top / bottom).nanquantile(tails, dim=0).view(2, *shape)
-    return low, high
+    exact_low, exact_high = korn_graubard(numerator, denominator)
+    return torch.minimum(low, exact_low), torch.maximum(high, exact_high)
 
 
 def korn_graubard(
@@ -41,9 +43,9 @@ def korn_graubard(
 
     Clopper and Pearson's exact binomial interval at the effective sample size: the number of positions divided by the
     design effect, the factor by which whole sequences widen the variance (Korn and Graubard 1998). Taken as 1 where
-    nothing can be estimated, that is where no position, or every one, is wrong.
+    nothing can be estimated, that is where no position, or every one, is wrong. From one sequence nothing follows: [0, 1].
     """
-    wrong, counted = wrong.double(), counted.double()
+    wrong, counted = wrong.cpu().double(), counted.cpu().double()
     n, sequences = counted.sum(0), len(counted)
     rate = wrong.sum(0) / n
     residual = (wrong - rate * counted) / n
@@ -54,4 +56,6 @@ def korn_graubard(
     k, tail = rate * n, (1 - LEVEL) / 2
     low = torch.as_tensor(betaincinv(k.clamp_min(1e-300).numpy(), (n - k + 1).numpy(), tail))
     high = torch.as_tensor(betaincinv((k + 1).numpy(), (n - k).clamp_min(1e-300).numpy(), 1 - tail))
-    return torch.where(rate <= 0, 0.0, low), torch.where(rate >= 1, 1.0, high)
+    alone = (counted > 0).sum(0) < 2
+    low, high = torch.where(alone | (rate <= 0), 0.0, low), torch.where(alone | (rate >= 1), 1.0, high)
+    return torch.where(n > 0, low, torch.nan), torch.where(n > 0, high, torch.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -285,7 +286,9 @@ def _resid_post(
 ) -> dict[int, Float[Tensor, "row d_model"]]:
     names = {layer: resid_post(layer) for layer in layers}
     caches = [run.run_with_cache(tokens, names_filter=list(names.values()))[1] for tokens in batch.tokens.split(_BATCH)]
-    return {layer: torch.cat([cache[name][:, 1:] for cache in caches]).flatten(0, 1) for layer, name in names.items()}
+    return {
+        layer: torch.cat([cache[name][:, 1:] for cache in caches]).flatten(0, 1).float() for layer, name in names.items()
+    }
 
 
 def _untrained(run: HookedTransformer | FusedTransformer, seed: int) -> HookedTransformer | FusedTransformer:
@@ -296,7 +299,9 @@ def _untrained(run: HookedTransformer | FusedTransformer, seed: int) -> HookedTr
 
     config = copy.deepcopy(run.cfg)
     config.init_weights, config.seed = True, seed
-    return HookedTransformer(config)
+    with torch.random.fork_rng(), warnings.catch_warnings():  # TransformerLens seeds the global generator
+        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+        return HookedTransformer(config)
 
 
 def _cheap_explanations(
@@ -337,7 +342,7 @@ def _table_accuracy(
     table = torch.bincount(context * n_answers + answer, minlength=task.alphabet_size**depth * n_answers)
     best = table.view(-1, n_answers).argmax(1)
     context, answer = context_and_answer(test)
-    return float((best[context] == answer).double().mean())
+    return float((best[context] == answer).cpu().double().mean())
 
 
 def _per_sequence(hits: Bool[Tensor, "row problem"], rows: _Rows) -> Float[Tensor, "sequence problem"]:

@@ -44,7 +44,10 @@ class FusedTransformer:
         Raises:
             HopInterpError: the model has a feature that the fused pass does not compute.
         """
-        return cls(ModelSpec.from_model(model), dict(model.named_parameters()))
+        spec, parameters = ModelSpec.from_model(model), dict(model.named_parameters())
+        if parameters.keys() != spec.parameter_shapes().keys():
+            raise HopInterpError("the model's parameters are not those of its config (pruned or parametrized?)")
+        return cls(spec, parameters)
 
     @property
     def device(self) -> torch.device:
@@ -154,8 +157,8 @@ class FusedTransformer:
 def runner(model: HookedTransformer | FusedTransformer, task: HopTask) -> HookedTransformer | FusedTransformer:
     """The fastest thing that computes exactly what `model` computes on the task's sequences.
 
-    A HookedTransformer whose hook points carry hooks, or that has features the fused pass lacks, runs as it is:
-    an ablation that a user attached must show in what we report.
+    A HookedTransformer with hooks of any kind on any of its modules (TransformerLens's are PyTorch's own underneath), or
+    with features the fused pass lacks, runs as it is: an ablation that a user attached must show in what we report.
 
     Raises:
         HopInterpError: the model is too small for the task.
@@ -164,7 +167,7 @@ def runner(model: HookedTransformer | FusedTransformer, task: HopTask) -> Hooked
         check_fits(model.spec, task)
         return model
     check_fits(model.cfg, task)
-    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return model
     try:
         return FusedTransformer.of(model)

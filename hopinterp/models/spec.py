@@ -282,7 +282,8 @@ def _check_size(name: str, value: object) -> None:
 
 def check_fits(sizes: ModelSpec | HookedTransformerConfig, task: HopTask) -> None:
     """Raise HopInterpError unless a model of these sizes can read the task's sequences and name its answers."""
-    if sizes.d_vocab < task.d_vocab:
-        raise HopInterpError(f"the task needs {task.d_vocab} tokens; the model has {sizes.d_vocab}")
+    tokens = min(sizes.d_vocab, getattr(sizes, "d_vocab_out", sizes.d_vocab))
+    if tokens < task.d_vocab:
+        raise HopInterpError(f"the task needs {task.d_vocab} tokens; the model has {tokens}")
     if sizes.n_ctx < task.n_positions:
         raise HopInterpError(f"the task needs {task.n_positions} positions; the model has {sizes.n_ctx}")

@@ -138,7 +138,8 @@ def find(name: str | Path) -> Path:
 def list_models(directory: str | Path | None = None) -> list[Path]:
     """Model directories in a folder, by default the shipped ones, sorted by name."""
     folders = [Path(directory)] if directory else _shipped_folders()
-    return sorted(path.parent for folder in folders for path in folder.glob(f"*/{CARD}"))
+    found = (path.parent for folder in folders for path in folder.glob(f"*/{CARD}"))
+    return sorted(path for path in found if not path.name.startswith("."))  # a dot: one that was never finished
 
 
 def read_card(directory: Path) -> Card:
@@ -199,7 +200,11 @@ def _replace(target: Path, new: Path) -> None:
     """Swap a model directory for a new one."""
     old = new.with_name(new.name + "-old")
     target.rename(old)
-    new.rename(target)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
     shutil.rmtree(old)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,8 +26,22 @@ from hopinterp.models.spec import ModelSpec
 from hopinterp.task import Batch, HopTask
 from hopinterp.training.config import TrainConfig
 from hopinterp.training.curriculum import Curriculum
+from hopinterp.training.record import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    MODEL,
+    SERIES,
+    Log,
+    alone_in,
+    forget_after,
+    read_config,
+    save_checkpoint,
+    summary_writer,
+    write_file,
+    writing,
+)
 
-CONFIG, METRICS, CHECKPOINT, MODEL, SERIES = "config.json", "metrics.jsonl", "checkpoint.pt", "model", "series"
 _EVAL_SEQUENCES = 32
 _FINAL_SEQUENCES = 400
 
@@ -62,7 +78,9 @@ class Run:
         self.optimizers = _optimizers(config, self.matrices)
         self.curriculum = Curriculum(config)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.fixed = config.task.sample(config.samples, generator=self.generator) if config.samples else None
+        # a stream far from that of the same seed, from which evaluation draws; torch's generator reads 32 bits of a seed
+        apart = torch.Generator().manual_seed((config.seed + 2**31) % 2**32)
+        self.fixed = config.task.sample(config.samples, generator=apart) if config.samples else None
         self.dropout = torch.Generator(self.device).manual_seed(config.seed)
         graphs = "reduce-overhead" if self.device.type == "cuda" else "default"
         self.forward = torch.compile(_logits, mode=graphs) if config.compile else _logits
@@ -78,7 +96,7 @@ class Run:
         """One step; returns its loss.
 
         Raises:
-            HopInterpError: the loss is not finite. The weights are still those of the step before.
+            HopInterpError: the loss or its gradient is not finite. The weights are still those of the step before.
         """
         batch, positions = self._batch()
         _set_rate(self.optimizers, self.config, self.step)
@@ -91,8 +109,9 @@ class Run:
         if not loss.isfinite():
             raise HopInterpError(f"the run diverged at step {self.step} (loss {loss.item()}); try a lower learning rate")
         loss.backward()
-        if self.config.clip:
-            torch.nn.utils.clip_grad_norm_(self.learned, self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.learned, self.config.clip or float("inf"))
+        if not norm.isfinite():
+            raise HopInterpError(f"the run diverged at step {self.step} (gradient {norm.item()}); try a lower learning rate")
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -105,7 +124,7 @@ class Run:
     def _batch(self) -> tuple[Batch, Tensor | None]:
         if self.fixed is None:
             return self.curriculum.draw(self.step, self.generator)
-        size = self.config.batch
+        size = self.config.batch  # in order and without the remainder, as the authors' code goes through its samples
         start = self.step % (len(self.fixed) // size) * size
         part = slice(start, start + size)
         return Batch(self.fixed.task, self.fixed.tokens[part], self.fixed.labels[part], self.fixed.find1[part]), None
@@ -117,6 +136,7 @@ class Run:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "threads": torch.get_num_threads(),
+            "device": self.device.type,
             "matrices": {name: matrix.detach() for name, matrix in self.matrices.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "curriculum": self.curriculum.state(),
@@ -134,7 +154,7 @@ class Run:
             optimizer.load_state_dict(saved)
         self.curriculum = Curriculum(self.config, **state["curriculum"])
         self.generator.set_state(state["generator"])
-        self.dropout.set_state(state["dropout"].cpu())
+        self.dropout.set_state(state["dropout"])
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
 
 
@@ -157,56 +177,58 @@ def train(
     Raises:
         HopInterpError: the directory exists or cannot be written, or the run diverges.
     """
+    run = Run(config, device)
     if directory is None:
-        return _go_on(Run(config, device), None, report, measure)
+        return _go_on(run, None, report, measure)
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise HopInterpError(f"{directory} exists; give another --out, or --resume {directory}")
-    _writing(directory, lambda: directory.mkdir(parents=True, exist_ok=True))
-    _write(directory / CONFIG, json.dumps(config.to_dict(), indent=2).encode())
-    return _go_on(Run(config, device), directory, report, measure)
+    if config.tensorboard:
+        summary_writer()
+    writing(directory, lambda: directory.mkdir(parents=True, exist_ok=True))
+    with alone_in(directory):
+        write_file(directory / CONFIG, json.dumps(config.to_dict(), indent=2).encode())
+        save_checkpoint(run, directory)  # from the start: a resumed run must know its threads and its device
+        return _go_on(run, directory, report, measure)
 
 
 def resume(
     directory: str | Path,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     report: Callable[[Progress], None] | None = None,
     measure: Measure | None = None,
 ) -> FusedTransformer:
     """Go on with a run from its last checkpoint, to the same bits as if it had never stopped (on the same machine).
 
+    Args:
+        device: the one it ran on, unless given.
+
     Raises:
         HopInterpError: no run there, or a damaged one.
     """
     directory = Path(directory)
-    run = Run(read_config(directory), device)
+    config = read_config(directory)
     checkpoint = directory / CHECKPOINT
-    if checkpoint.exists():
-        try:
-            run.restore(torch.load(checkpoint, map_location=device, weights_only=True))
-        except Exception as error:
-            raise HopInterpError(f"{checkpoint} is damaged ({type(error).__name__}); the run cannot go on from it") from None
-    _forget_after(directory / METRICS, run.step)
-    for leftover in directory.glob(f".{MODEL}-*"):  # of a run killed while it wrote its model
-        shutil.rmtree(leftover, ignore_errors=True)
-    return _go_on(run, directory, report, measure)
-
-
-def read_config(directory: Path) -> TrainConfig:
-    """The plan of a run. Raises HopInterpError where there is none."""
     try:
-        return TrainConfig(**json.loads((directory / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise HopInterpError(f"{directory} is no training run: cannot read {CONFIG} ({error})") from None
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        run = Run(config, device or state.get("device", "cpu"))
+        run.restore(state)
+    except Exception as error:  # a file that was cut short fails in many ways
+        raise HopInterpError(f"{checkpoint} is damaged ({type(error).__name__}); the run cannot go on from it") from None
+    with alone_in(directory):
+        forget_after(directory / METRICS, run.step)
+        for leftover in [*directory.glob(f".{MODEL}-*"), *directory.glob(f"{SERIES}/.*")]:
+            shutil.rmtree(leftover, ignore_errors=True)  # of a run killed while it wrote a model
+        return _go_on(run, directory, report, measure)
 
 
 def _go_on(
     run: Run, directory: Path | None, report: Callable[[Progress], None] | None, measure: Measure | None
 ) -> FusedTransformer:
-    config, log = run.config, _Log(directory, run.config.tensorboard)
+    config, log = run.config, Log(directory, run.config.tensorboard)
     started, first_tokens, before = time.monotonic(), run.tokens, run.seconds
-    try:
+    with _interrupts() as interrupted:
         while run.step < config.steps:
             loss = run.advance()
             elapsed = time.monotonic() - started
@@ -215,25 +237,50 @@ def _go_on(
                 largest = run.curriculum.largest
                 speed = (run.tokens - first_tokens) / elapsed
                 report(Progress(run.step, config.steps, loss, largest, float(run.curriculum.errors[largest]), speed))
-            if run.step % config.log_every == 0 or run.step == config.steps:
-                log.write(run, {"loss": loss})
-            if measure is not None and config.eval_every and run.step % config.eval_every == 0:
-                log.write(run, {"eval": measure(_detached(run), config.task, _EVAL_SEQUENCES)["errors"]})
-            if directory is not None and config.keep_every and run.step % config.keep_every == 0:
-                made = _made(run)
-                store.save(directory / SERIES / f"{run.step:07d}", _detached(run), config.task, made, overwrite=True)
-            if directory is not None and run.step % config.checkpoint_every == 0:
-                _save_checkpoint(run, directory)
-    except KeyboardInterrupt:
-        if directory is not None:
-            _save_checkpoint(run, directory)
-        raise
+            _keep_records(run, directory, log, loss, measure)
+            if directory is not None and (run.step % config.checkpoint_every == 0 or interrupted()):
+                save_checkpoint(run, directory)
+            if interrupted():
+                raise KeyboardInterrupt
     model = _detached(run)
     if directory is not None:
         errors = measure(model, config.task, _FINAL_SEQUENCES) if measure is not None else {}
         store.save(directory / MODEL, model, config.task, _made(run), errors, overwrite=True)
-        _save_checkpoint(run, directory)
+        save_checkpoint(run, directory)
     return model
+
+
+def _keep_records(run: Run, directory: Path | None, log: Log, loss: float, measure: Measure | None) -> None:
+    """What is due at this step: a line of metrics, measured errors, a model of the series."""
+    config = run.config
+    if run.step % config.log_every == 0 or run.step == config.steps:
+        log.write(run, {"loss": loss})
+    if measure is not None and config.eval_every and run.step % config.eval_every == 0:
+        log.write(run, {"eval": measure(_detached(run), config.task, _EVAL_SEQUENCES)["errors"]})
+    if directory is not None and config.keep_every and run.step % config.keep_every == 0:
+        place = directory / SERIES / f"{run.step:07d}"
+        store.save(place, _detached(run), config.task, _made(run), overwrite=True)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed. It is answered between steps, where a checkpoint is whole; a second one at once."""
+    pressed = False
+
+    def remember(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _made(run: Run) -> dict[str, Any]:
@@ -241,93 +288,17 @@ def _made(run: Run) -> dict[str, Any]:
     how = f"trained for {run.step} steps by hopinterp"
     return {
         "how": how,
-        "command": f"{run.config.command()} --threads {torch.get_num_threads()}",
+        "command": f"{run.config.command()} --threads {torch.get_num_threads()} --device {run.device.type}",
         "tokens": run.tokens,
         "seconds": round(run.seconds),
         "settings": settings,
+        "device": run.device.type,
         "threads": torch.get_num_threads(),
     }
 
 
 def _detached(run: Run) -> FusedTransformer:
     return FusedTransformer(run.spec, {name: p.detach().clone() for name, p in run.model.parameters.items()})
-
-
-class _Log:
-    """metrics.jsonl, a line a record, appended; and the same for TensorBoard, if asked."""
-
-    def __init__(self, directory: Path | None, tensorboard: bool) -> None:
-        self.path = directory / METRICS if directory is not None else None
-        self.board = None
-        if directory is not None and tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise HopInterpError("--tensorboard needs its package: pip install tensorboard") from None
-            self.board = SummaryWriter(str(directory / "tensorboard"))
-
-    def write(self, run: Run, values: dict[str, Any]) -> None:
-        if self.path is None:
-            return
-        running = {str(k): round(float(error), 5) for k, error in enumerate(run.curriculum.errors)}
-        record = {"step": run.step, "tokens": run.tokens, "seconds": round(run.seconds, 2), **values}
-        record |= {"largest_hops": run.curriculum.largest, "running_errors": running}
-        path = self.path
-        if self.board is not None:
-            for name, value in (values | {f"error/{k}": error for k, error in running.items()}).items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, run.step)
-            self.board.flush()
-
-        def append() -> None:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-
-        _writing(path, append)
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint, and a line that was cut short: these steps come again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            break
-    _write(path, "".join(line + "\n" for line in kept).encode())
-
-
-def _save_checkpoint(run: Run, directory: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save(run.state(), buffer)
-    _write(directory / CHECKPOINT, buffer.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A file whole or not at all: beside its place first, then renamed."""
-    temporary = path.with_name(path.name + ".partial")
-
-    def write() -> None:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-
-    try:
-        _writing(path, write)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _writing(path: Path, action: Callable[[], None]) -> None:
-    try:
-        action()
-    except OSError as error:
-        raise HopInterpError(f"cannot write {path} ({error.strerror}); the run can go on from its last checkpoint") from None
 
 
 def _optimizers(config: TrainConfig, matrices: Mapping[str, Tensor]) -> list[torch.optim.Optimizer]:

@@ -42,10 +42,12 @@ def error_curve(found: xr.Dataset, title: str = "") -> Figure:
     Args:
         found: what `evaluate` returned.
     """
+    shown = found.sel(k=found.k > 0)
+    if not shown.sizes["k"]:
+        raise HopInterpError("there is nothing to draw on a log axis: no k above 0 was measured")
     with _style():
         figure = Figure(figsize=(5, 3))
         axes = figure.subplots()
-        shown = found.sel(k=found.k > 0)
         ink = _INK["lookup"]
         axes.fill_between(shown.k, 100 * shown.low, 100 * shown.high, color=ink, alpha=0.25, lw=0, label="95% interval")
         axes.plot(shown.k, 100 * shown.error, "o-", color=ink, ms=3.5, label="error")
@@ -110,6 +112,17 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
         return figure
 
 
+def check_drawable(target: Path) -> None:
+    """Raise HopInterpError if no figure could be written here: ask before the work, not after it."""
+    kinds = Figure().canvas.get_supported_filetypes()
+    if target.suffix.lstrip(".") not in kinds:
+        raise HopInterpError(f"cannot draw {target.name!r}: the ending must be one of {', '.join(sorted(kinds))}")
+    if target.is_dir() or not target.resolve().parent.is_dir():
+        raise HopInterpError(
+            f"cannot draw into {target}: " + ("it is a directory" if target.is_dir() else f"no directory {target.parent}")
+        )
+
+
 def write(figure: Figure, path: str | Path) -> None:
     """Save a figure whole or not at all; the format is the file's ending.
 
@@ -117,9 +130,7 @@ def write(figure: Figure, path: str | Path) -> None:
         HopInterpError: a format that matplotlib does not write, or a place that cannot be written.
     """
     target = Path(path)
-    kinds = figure.canvas.get_supported_filetypes()
-    if target.suffix.lstrip(".") not in kinds:
-        raise HopInterpError(f"cannot draw {target.name!r}: the ending must be one of {', '.join(sorted(kinds))}")
+    check_drawable(target)
     temporary = target.with_name(f".{target.name}.partial{target.suffix}")
     try:
         figure.savefig(temporary)

@@ -61,6 +61,7 @@ def test_bad_questions_are_named(small_model, small_task):
     for call, words in (
         (lambda: hi.evaluate(small_model, small_task, hops=[5]), "hops is 5; this task has 0 to 4"),
         (lambda: hi.evaluate(small_model, small_task, sequences=0), "at least one sequence"),
+        (lambda: hi.evaluate(small_model, small_task, hops=[]), "no values of k"),
         (lambda: hi.evaluate(small_model, small_task, dropout=1.5), "dropout is 1.5"),
         (lambda: hi.evaluate(small_model, hi.HopTask()), "the task needs 23 tokens"),
     ):
@@ -95,6 +96,19 @@ def coverage(interval, rho, rate=0.1, sequences=100, trials=300):
 def test_intervals_cover_when_positions_are_not_independent(rho):
     assert coverage(lambda wrong, counted, _: korn_graubard(wrong, counted), rho) > 0.90
     assert coverage(lambda wrong, counted, seed: bootstrap(wrong, counted, seed, 300), rho) > 0.90
+
+
+def test_one_sequence_tells_nothing():
+    for interval in (korn_graubard, lambda *counts: bootstrap(*counts, seed=0)):
+        low, high = interval(torch.tensor([3.0]), torch.tensor([80.0]))
+        assert (low, high) == (0, 1)
+
+
+def test_hop_0_alone_can_be_measured():
+    task = hi.HopTask(10, 4, 0)
+    spec = hi.ModelSpec.for_task(task, 1, d_model=16, n_heads=2)
+    found = hi.evaluate(hi.FusedTransformer(spec, spec.initial_parameters(0)), task, sequences=4)
+    assert found.k.values.tolist() == [0]
 
 
 def test_no_error_seen_is_no_proof_of_none():

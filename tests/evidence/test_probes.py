@@ -36,7 +36,6 @@ def test_the_depth_4_checkpoint_climbs_the_successor_staircase(depth4, task, k, 
 
 
 def test_the_depth_3_checkpoint(depth3, task):
-    assert hi.probe(depth3, task, hops=7, method="ridge").resolved.values.tolist()[:3][:2] == [0, 1]
     assert hi.probe(depth3, task, hops=3).resolved.values.tolist() == [0, 1, 3]
 
 
@@ -44,7 +43,7 @@ def test_the_depth_3_checkpoint(depth3, task):
 def test_untrained_models_hold_nothing_beyond_hop_0(task, seed):
     spec = ModelSpec(3)
     model = hi.FusedTransformer(spec, spec.initial_parameters(100 + seed))
-    found = hi.probe(model, task, hops=4, method="ridge", train_sequences=60, sequences=40, seed=seed)
+    found = hi.probe(model, task, hops=4, train_sequences=60, sequences=40, seed=seed)
     assert found.held.sel(hop=0).all()
     assert not found.held.sel(hop=range(1, 17)).any()
     assert found.resolved.values.tolist() == [0, 0, 0]
@@ -97,6 +96,25 @@ def test_planted_positions_are_found(monkeypatch):
     found = hi.probe(Planted(task, [3], "position"), task, hops=4, target="position")
     assert found.hop.values[found.held.values[0]].tolist() == [3]
     assert int(found.resolved[0]) == 3
+
+
+def test_a_handful_of_rows_proves_nothing():
+    """Hop 16 in 30 letters is there once or never: an accuracy of 1 on one sequence must not count as held."""
+    task = HopTask(30, 4, 16)
+    spec = ModelSpec.for_task(task, 2, d_model=32)
+    for seed in range(8):
+        model = hi.FusedTransformer(spec, spec.initial_parameters(seed))
+        found = hi.probe(model, task, hops=16, method="ridge", train_sequences=40, sequences=20, seed=seed)
+        assert not found.held.sel(hop=range(1, 17)).any()
+    alone = hi.probe(model, task, hops=2, method="ridge", train_sequences=40, sequences=1)
+    assert not alone.held.any()
+
+
+def test_models_in_other_precisions(small_task):
+    spec = ModelSpec.for_task(small_task, 1, d_model=32, n_heads=2)
+    model = spec.build(spec.initial_parameters(0)).to(torch.bfloat16)
+    assert hi.probe(model, small_task, hops=2, train_sequences=20, sequences=10).accuracy.notnull().any()
+    assert hi.align(model, small_task, hops=2, sequences=4).score.notnull().any()
 
 
 def dataset(low, baseline=0.5):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import prune
 
 from hopinterp import HopInterpError, ModelSpec
 from hopinterp.models.fused import FusedTransformer, pattern, resid_post, runner
@@ -70,6 +71,15 @@ def test_a_model_with_hooks_runs_hooked(small_task):
     assert runner(hooked, small_task) is hooked
     hooked.reset_hooks()
     assert isinstance(runner(hooked, small_task), FusedTransformer)
+
+
+def test_pytorch_hooks_and_pruning_are_not_lost_either(small_task):
+    hooked = SPECS[0].build(SPECS[0].initial_parameters(0))
+    handle = hooked.blocks[1].attn.register_forward_hook(lambda module, given, out: out * 0)  # noqa: ARG005
+    assert runner(hooked, small_task) is hooked
+    handle.remove()
+    prune.l1_unstructured(hooked.blocks[0].mlp, "W_in", 0.5)
+    assert runner(hooked, small_task) is hooked
 
 
 def test_dropout_is_drawn_from_the_generator(small_model, small_task):

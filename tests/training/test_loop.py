@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 import hopinterp as hi
 from hopinterp import HopInterpError, TrainConfig
 from hopinterp.models import store
-from hopinterp.training import loop
+from hopinterp.training import loop, record
 
 SIZES = {"layers": 2, "d_model": 32, "heads": 2, "letters": 12, "alphabet": 3, "max_hops": 3}
 TINY = TrainConfig(**SIZES, steps=24, batch=8, checkpoint_every=5, log_every=4, eval_every=0)
@@ -63,6 +64,41 @@ def test_ctrl_c_then_resume_is_bit_identical(uninterrupted, tmp_path, step):
     loop.resume(tmp_path / "run")
     assert digest(tmp_path / "run") == digest(uninterrupted)
     assert metrics(tmp_path / "run") == metrics(uninterrupted)
+
+
+@pytest.mark.parametrize("step", [3, 8, 10, 20])
+def test_a_real_ctrl_c_is_answered_between_steps(uninterrupted, tmp_path, step):
+    """Pressed in the middle of a step (here: of the report), the step is finished, logged and saved first."""
+
+    def press(progress):
+        if progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(TINY, tmp_path / "run", report=press)
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == step
+    loop.resume(tmp_path / "run")
+    assert digest(tmp_path / "run") == digest(uninterrupted)
+    assert metrics(tmp_path / "run") == metrics(uninterrupted)
+
+
+def test_an_interrupt_inside_a_step_is_bit_identical_too(uninterrupted, tmp_path, monkeypatch):
+    calls = 0
+    real = torch.nn.utils.clip_grad_norm_
+
+    def interrupted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(TINY, tmp_path / "run")
+    loop.resume(tmp_path / "run")
+    assert digest(tmp_path / "run") == digest(uninterrupted)
 
 
 @pytest.mark.parametrize("step", [2, 13])
@@ -119,7 +155,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(uninterrupted, tmp_path, monkeypa
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(loop.os, "fsync", full)
+        disk.setattr(record.os, "fsync", full)
         with pytest.raises(HopInterpError, match=r"No space left on device\); the run can go on"):
             loop.train(TINY, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "config.json", "metrics.jsonl"]
@@ -127,13 +163,44 @@ def test_a_full_disk_keeps_the_last_checkpoint(uninterrupted, tmp_path, monkeypa
     assert digest(tmp_path / "run") == digest(uninterrupted)
 
 
-def test_a_diverged_run_stops_with_its_last_checkpoint(tmp_path):
-    config = replace(TINY, optimizer="adamw", lr=1e18, clip=0.0, warmup=0, checkpoint_every=1)
-    with pytest.raises(HopInterpError, match=r"diverged at step \d+ \(loss nan\); try a lower learning rate"):
-        loop.train(config, tmp_path / "run")
+def test_a_run_that_diverges_says_so():
+    with pytest.raises(HopInterpError, match=r"diverged at step \d+ \((loss|gradient) \w+\); try a lower learning rate"):
+        loop.train(replace(TINY, optimizer="adamw", lr=1e18, clip=0.0, warmup=0))
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_the_last_good_checkpoint_is_kept(uninterrupted, tmp_path, monkeypatch, what):
+    calls = 0
+    real = loop.F.cross_entropy
+
+    def breaks(*arguments):
+        nonlocal calls
+        calls += 1
+        loss = real(*arguments)
+        return loss if calls < 8 else loss * float("nan") if what == "loss" else (loss * 0).sqrt() + loss.detach()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.F, "cross_entropy", breaks)
+        with pytest.raises(HopInterpError, match=rf"diverged at step 7 \({what} nan\)"):
+            loop.train(TINY, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert state["step"] >= 1
+    assert state["step"] == 5
     assert not (tmp_path / "run" / "model").exists()
+    loop.resume(tmp_path / "run")
+    assert digest(tmp_path / "run") == digest(uninterrupted)
+
+
+def test_one_process_a_directory(uninterrupted):
+    with record.alone_in(uninterrupted), pytest.raises(HopInterpError, match="another process is training in"):
+        loop.resume(uninterrupted)
+
+
+def test_a_fixed_training_set_does_not_meet_the_evaluation():
+    config = TrainConfig.preset("full", layers=1, d_model=16, heads=2, samples=400)
+    trained_on = {tuple(row) for row in loop.Run(config).fixed.tokens[:, 1:].tolist()}
+    measured_on = {tuple(row) for row in config.task.sample(400, hops=1, seed=0).tokens[:, 1:].tolist()}
+    assert len(trained_on) == 400
+    assert not trained_on & measured_on
 
 
 def test_the_series_of_weights_is_kept(tmp_path):
