@@ -95,24 +95,21 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Import a Hugging Face GPT-2 checkpoint of the task, exactly."""
-    from hopinterp.evidence.behaviour import evaluate
     from hopinterp.models import gpt2, store
-    from hopinterp.task import HopTask
     from hopinterp.views import tables
 
-    state = gpt2.read_state_dict(file)
-    model = gpt2.convert(state, heads, act)
-    task = HopTask(letters if letters is not None else max(1, model.spec.n_ctx - 2), alphabet, max_hops)
-    gpt2.check_heads(model, task)
+    model, task = gpt2.import_gpt2(
+        file, heads, n_letters=letters, alphabet_size=alphabet, max_hops=max_hops, act_fn=act
+    )  # fmt: skip
+    store.check_free(out, overwrite)
     with _working("measuring its errors"):
-        errors = tables.errors_json(evaluate(model, task, seed=seed))
+        errors = _measure(model, task, 100, seed)
     made = {"how": f"imported from {file.name}", "heads": heads}
     card = store.save(out, model, task, made, errors, overwrite)
     if as_json:
         _print_json(json.loads(card.to_json()))
         return
-    sizes = f"{model.spec.n_layers} blocks, d_model {model.spec.d_model}, {heads} heads"
-    _show(None, f"{out}: {sizes}. Solves {tables.solved(errors['errors'])} (error ≤ 1%).")
+    _show(None, tables.model_reading(out, card))
 
 
 @app.command()
@@ -180,13 +177,13 @@ def train(
         with _training_bar() as report:
             if out is not None:
                 config = TrainConfig.preset(preset, **settings)
-                model = loop.train(config, out, device=_device(device), report=report, measure=_measure)
+                loop.train(config, out, device=_device(device), report=report, measure=_measure)
             else:
                 assert resume is not None
                 if given := [name for name, value in settings.items() if value is not None]:
                     raise HopInterpError(f"a resumed run has its own settings; --{given[0].replace('_', '-')} cannot change")
                 where = None if device == "auto" else _device(device)
-                model = loop.resume(resume, device=where, report=report, measure=_measure)
+                loop.resume(resume, device=where, report=report, measure=_measure)
     except KeyboardInterrupt:
         print(f"hopinterp: interrupted; go on with: hopinterp train --resume {directory}", file=sys.stderr)
         sys.exit(_INTERRUPTED)
@@ -194,16 +191,14 @@ def train(
     from hopinterp.views import tables
 
     assert directory is not None
-    errors = store.read_card(directory / record.MODEL).errors["errors"]
-    sizes = f"{model.spec.n_layers} blocks, d_model {model.spec.d_model}, {model.spec.n_heads} heads"
-    _show(None, f"{directory}: {sizes}. Solves {tables.solved(errors)} (error ≤ 1%).")
+    _show(None, tables.model_reading(directory, store.read_card(directory / record.MODEL)))
 
 
-def _measure(model: FusedTransformer, task: HopTask, sequences: int) -> dict[str, Any]:
+def _measure(model: FusedTransformer, task: HopTask, sequences: int, seed: int = 0) -> dict[str, Any]:
     from hopinterp.evidence.behaviour import evaluate
     from hopinterp.views.tables import errors_json
 
-    return errors_json(evaluate(model, task, sequences=sequences))
+    return errors_json(evaluate(model, task, sequences=sequences, seed=seed))
 
 
 @contextmanager

@@ -51,19 +51,25 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def import_gpt2(
-    path: str | Path, n_heads: int, task: HopTask | None = None, act_fn: str = "gelu_new"
+    path: str | Path,
+    n_heads: int,
+    *,
+    n_letters: int | None = None,
+    alphabet_size: int = 4,
+    max_hops: int = 16,
+    act_fn: str = "gelu_new",
 ) -> tuple[FusedTransformer, HopTask]:
-    """Read a checkpoint file and check that it makes sense as a model of a task.
+    """Read a checkpoint file and check that it makes sense as a model of a task; the paper's task by default.
 
     Args:
         n_heads: cannot be seen from shapes; checked by what the model then answers (see `check_heads`).
-        task: by default the paper's alphabet and hop counts, and two letters fewer than the model has positions.
+        n_letters: two fewer than the model has positions, as in the paper's code, unless given.
 
     Raises:
         HopInterpError: the file, the sizes or the number of heads are wrong.
     """
     model = convert(read_state_dict(path), n_heads, act_fn)
-    task = task or HopTask(n_letters=max(1, model.spec.n_ctx - 2))
+    task = HopTask(max(1, model.spec.n_ctx - 2) if n_letters is None else n_letters, alphabet_size, max_hops)
     check_heads(model, task)
     return model, task
 

@@ -180,10 +180,7 @@ def _write_directory(target: Path, contents: Mapping[str, bytes]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         for name, data in contents.items():
-            with open(temporary / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_through(temporary / name, data)
         temporary.chmod(0o755)
         if target.exists():
             _replace(target, temporary)
@@ -194,6 +191,14 @@ def _write_directory(target: Path, contents: Mapping[str, bytes]) -> None:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it: only then may it be renamed over another."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _replace(target: Path, new: Path) -> None:

@@ -210,12 +210,16 @@ def resume(
     directory = Path(directory)
     config = read_config(directory)
     checkpoint = directory / CHECKPOINT
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        run = Run(config, device or state.get("device", "cpu"))
-        run.restore(state)
-    except Exception as error:  # a file that was cut short fails in many ways
-        raise HopInterpError(f"{checkpoint} is damaged ({type(error).__name__}); the run cannot go on from it") from None
+    if not checkpoint.exists():  # killed before its first one: no step was taken
+        run = Run(config, device or "cpu")
+    else:
+        try:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            run = Run(config, device or state["device"])
+            run.restore(state)
+        except Exception as error:  # a file that was cut short fails in many ways
+            reason = f"({type(error).__name__}); the run cannot go on from it"
+            raise HopInterpError(f"{checkpoint} is damaged {reason}") from None
     with alone_in(directory):
         forget_after(directory / METRICS, run.step)
         for leftover in [*directory.glob(f".{MODEL}-*"), *directory.glob(f"{SERIES}/.*")]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hopinterp.errors import HopInterpError
+from hopinterp.models.store import write_through
 from hopinterp.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -114,10 +115,7 @@ def write_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".partial")
 
     def write() -> None:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_through(temporary, data)
         temporary.replace(path)
 
     try:

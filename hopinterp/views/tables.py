@@ -47,6 +47,12 @@ def models_table(cards: Mapping[str, Card]) -> Table:
     return table
 
 
+def model_reading(place: object, card: Card) -> str:
+    """Where a model was put, its sizes, and up to which k it answers."""
+    sizes = f"{card.spec.n_layers} blocks, d_model {card.spec.d_model}, {card.spec.n_heads} heads"
+    return f"{place}: {sizes}. Solves {solved(card.errors['errors'])} (error ≤ 1%)."
+
+
 def errors_json(found: xr.Dataset) -> dict[str, Any]:
     """What `evaluate` found, keyed by k."""
     names = {"errors": "error", "low": "low", "high": "high"}

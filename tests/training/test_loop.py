@@ -82,6 +82,13 @@ def test_a_real_ctrl_c_is_answered_between_steps(uninterrupted, tmp_path, step):
     assert metrics(tmp_path / "run") == metrics(uninterrupted)
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again(uninterrupted, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text((uninterrupted / "config.json").read_text())
+    loop.resume(tmp_path / "run")
+    assert digest(tmp_path / "run") == digest(uninterrupted)
+
+
 def test_an_interrupt_inside_a_step_is_bit_identical_too(uninterrupted, tmp_path, monkeypatch):
     calls = 0
     real = torch.nn.utils.clip_grad_norm_
