@@ -1,0 +1,113 @@
+"""The front door to the evidence that only looks: eval, attention, probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hopinterp.cli.shared import (
+    Device,
+    Hops,
+    Json,
+    Model,
+    Plot,
+    Seed,
+    app,
+    check_drawable,
+    draw,
+    find_device,
+    hop_range,
+    print_json,
+    show,
+    working,
+)
+
+
+@app.command("eval")
+def eval_(
+    model: Model,
+    hops: Annotated[str, typer.Option(help="Values of k: 8, 1-16 or 1,2,4.")] = "",
+    sequences: Annotated[int, typer.Option(help="Sequences a k.")] = 100,
+    seed: Seed = 0,
+    dropout: Annotated[float, typer.Option(help="Dropout left on while answering (the published table: 0.1).")] = 0.0,
+    device: Device = "auto",
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """err_k: the share of answers that are wrong, for each k."""
+    from hopinterp.evidence.behaviour import evaluate
+    from hopinterp.models import store
+    from hopinterp.views import tables
+
+    network, card = store.load_fused(model, find_device(device))
+    check_drawable(plot)
+    with working("answering"):
+        found = evaluate(network, card.task, hop_range(hops, card.task.max_hops), sequences, seed, dropout)
+    draw(plot, "error_curve", found, title=f"{Path(model).name}: err_k")
+    if as_json:
+        print_json(tables.errors_json(found))
+    else:
+        show(tables.errors_table(found), tables.errors_reading(found, Path(model).name))
+
+
+@app.command()
+def attention(
+    model: Model,
+    hops: Hops,
+    sequences: Annotated[int, typer.Option(help="Sequences to average over.")] = 50,
+    seed: Seed = 0,
+    device: Device = "auto",
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Which find^j each head attends to."""
+    from hopinterp.evidence.attention import align
+    from hopinterp.models import store
+    from hopinterp.views import tables
+
+    network, card = store.load_fused(model, find_device(device))
+    check_drawable(plot)
+    with working("reading attention patterns"):
+        found = align(network, card.task, hops, sequences, seed)
+    draw(plot, "alignment_heatmap", found, k=hops, title=f"{Path(model).name}: alignment with find^j (cosine), k = {hops}")
+    one = found.sel(k=hops)
+    if as_json:
+        print_json(tables.attention_json(one, hops))
+    else:
+        show(tables.attention_table(one), tables.attention_reading(one))
+
+
+@app.command()
+def probe(
+    model: Model,
+    hops: Hops,
+    layer: Annotated[int | None, typer.Option(help="One block, counted from 0; every block by default.")] = None,
+    target: Annotated[str, typer.Option(help="token: the letter at find^j(i); position: find^j(i) itself.")] = "token",
+    method: Annotated[str, typer.Option(help="logistic, or ridge for a quick scan.")] = "logistic",
+    sequences: Annotated[int, typer.Option(help="Held-out sequences.")] = 100,
+    train_sequences: Annotated[int, typer.Option(help="Sequences to fit on.")] = 160,
+    seed: Seed = 0,
+    device: Device = "auto",
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Which hops can be read off each block's output, linearly."""
+    from hopinterp.evidence.probes import probe as run_probe
+    from hopinterp.models import store
+    from hopinterp.views import tables
+
+    network, card = store.load_fused(model, find_device(device))
+    check_drawable(plot)
+    layers = None if layer is None else [layer]
+    with working("fitting probes"):
+        found = run_probe(
+            network, card.task, hops, target=target, layers=layers, method=method,  # type: ignore[arg-type]
+            train_sequences=train_sequences, sequences=sequences, seed=seed,
+        )  # fmt: skip
+    draw(plot, "probe_staircase", found, title=f"{Path(model).name}, k = {hops}: {target} at find^j(i), read from block ℓ")
+    if as_json:
+        print_json(tables.probe_json(found))
+    else:
+        show(tables.probe_table(found), tables.probe_reading(found))
