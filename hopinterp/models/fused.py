@@ -104,21 +104,26 @@ class FusedTransformer:
         x = drop(x + (rows[: tokens.shape[1]] if positions is None else F.embedding(positions, rows)))
         for layer in range(self.spec.n_layers):
             x = self._block(x, layer, cache, names, drop)
-        return F.linear(self._norm(x, "ln_final"), p["unembed.W_U"].T, p["unembed.b_U"])
+        return self.unembed(x)
+
+    def unembed(self, x: Residual) -> Float[Tensor, "batch position d_vocab"]:
+        """Logits from the last block's output."""
+        return F.linear(self.norm(x, "ln_final"), self.parameters["unembed.W_U"].T, self.parameters["unembed.b_U"])
 
     def _block(self, x: Residual, layer: int, cache: dict[str, Tensor], names: Collection[str], drop: _Dropout) -> Residual:
         keep_pattern = pattern(layer) in names
-        attention, probabilities = self._attention(self._norm(x, f"blocks.{layer}.ln1"), layer, keep_pattern, drop)
+        attention, probabilities = self._attention(self.norm(x, f"blocks.{layer}.ln1"), layer, keep_pattern, drop)
         x = x + drop(attention)
         if not self.spec.attn_only:
-            x = x + drop(self._mlp(self._norm(x, f"blocks.{layer}.ln2"), layer))
+            x = x + drop(self.mlp(self.norm(x, f"blocks.{layer}.ln2"), layer))
         if probabilities is not None and keep_pattern:
             cache[pattern(layer)] = probabilities
         if resid_post(layer) in names:
             cache[resid_post(layer)] = x
         return x
 
-    def _norm(self, x: Residual, name: str) -> Residual:
+    def norm(self, x: Residual, name: str) -> Residual:
+        """A layer norm by its name ("blocks.0.ln1", "ln_final"); nothing where the model has none."""
         if self.spec.normalization_type is None:
             return x
         # an "LNPre" has no weights: get() gives None, which layer_norm reads so
@@ -128,23 +133,36 @@ class FusedTransformer:
     def _attention(
         self, x: Residual, layer: int, keep_pattern: bool, drop: _Dropout
     ) -> tuple[Residual, Float[Tensor, "batch head query key"] | None]:
-        p, heads, d_head = self.parameters, self.spec.n_heads, self.spec.d_head
-        assert d_head is not None
-        name = f"blocks.{layer}.attn."
-        weight = torch.cat([p[name + "W_Q"], p[name + "W_K"], p[name + "W_V"]]).transpose(1, 2).flatten(0, 1)
-        bias = torch.cat([p[name + "b_Q"], p[name + "b_K"], p[name + "b_V"]]).flatten()
-        q, k, v = F.linear(x, weight, bias).unflatten(-1, (3, heads, d_head)).permute(2, 0, 3, 1, 4).contiguous()
-        scale = d_head**-0.5 if self.spec.use_attn_scale else 1.0
+        q, k, v = self.qkv(x, layer)
         probabilities = None
         if keep_pattern or drop.rate:
-            probabilities = _causal_pattern(q, k, scale)
+            probabilities = _causal_pattern(q, k, self.scale)
             z = drop(probabilities) @ v
         else:
-            z = _attend(q, k, v, scale)
-        z = z.transpose(1, 2).flatten(2)
-        return F.linear(z, p[name + "W_O"].flatten(0, 1).T, p[name + "b_O"]), probabilities
+            z = _attend(q, k, v, self.scale)
+        return self.attn_out(z, layer), probabilities
 
-    def _mlp(self, x: Residual, layer: int) -> Residual:
+    @property
+    def scale(self) -> float:
+        """What attention scores are multiplied by."""
+        assert self.spec.d_head is not None
+        return self.spec.d_head**-0.5 if self.spec.use_attn_scale else 1.0
+
+    def qkv(self, x: Residual, layer: int) -> Float[Tensor, "3 batch head position d_head"]:
+        """Queries, keys and values of a block's heads, from the normed stream."""
+        p, name = self.parameters, f"blocks.{layer}.attn."
+        weight = torch.cat([p[name + "W_Q"], p[name + "W_K"], p[name + "W_V"]]).transpose(1, 2).flatten(0, 1)
+        bias = torch.cat([p[name + "b_Q"], p[name + "b_K"], p[name + "b_V"]]).flatten()
+        packed: Tensor = F.linear(x, weight, bias).unflatten(-1, (3, self.spec.n_heads, -1))
+        return packed.permute(2, 0, 3, 1, 4).contiguous()
+
+    def attn_out(self, z: Float[Tensor, "batch head position d_head"], layer: int) -> Residual:
+        """What a block's attention adds, from its heads' outputs z."""
+        p, name = self.parameters, f"blocks.{layer}.attn."
+        return F.linear(z.transpose(1, 2).flatten(2), p[name + "W_O"].flatten(0, 1).T, p[name + "b_O"])
+
+    def mlp(self, x: Residual, layer: int) -> Residual:
+        """What a block's MLP adds, from the normed stream."""
         p, name = self.parameters, f"blocks.{layer}.mlp."
         hidden = F.linear(x, p[name + "W_in"].T, p[name + "b_in"])
         if self.spec.act_fn == "relu":
