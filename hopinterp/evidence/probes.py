@@ -115,7 +115,7 @@ def probe(
     test = task.sample(sequences, hops=hops, generator=generator, device=device)
     readout = _Readout.of(task, target, method)
     grid = _probe_grid(run, train, test, layers, readout, control_seed=seed)
-    untrained = _probe_grid(_untrained(run, seed), train, test, layers, readout, control_seed=None)
+    without_training = _probe_grid(untrained(run, seed), train, test, layers, readout, control_seed=None)
     rows = _Rows.of(test)
     majority, lower = _cheap_explanations(task, target, rows, seed)
     counts = _per_sequence(rows.valid, rows)
@@ -125,7 +125,7 @@ def probe(
         "accuracy": accuracy,
         "low": low,
         "high": high,
-        "untrained": _rate(untrained["target"], counts),
+        "untrained": _rate(without_training["target"], counts),
         "control": _rate(grid["control"], counts),
         "majority": majority,
         "lower_hops": lower,
@@ -291,7 +291,7 @@ def _resid_post(
     }
 
 
-def _untrained(run: HookedTransformer | FusedTransformer, seed: int) -> HookedTransformer | FusedTransformer:
+def untrained(run: HookedTransformer | FusedTransformer, seed: int) -> HookedTransformer | FusedTransformer:
     """The same sizes with weights as they are before training."""
     if isinstance(run, FusedTransformer):
         return FusedTransformer(run.spec, run.spec.initial_parameters(seed)).to(run.device)

@@ -96,15 +96,20 @@ class FusedTransformer:
         drop: _Dropout,
         positions: Int[Tensor, "batch position"] | None = None,
     ) -> Float[Tensor, "batch position d_vocab"]:
-        if tokens.shape[1] > self.spec.n_ctx:
-            raise HopInterpError(f"{tokens.shape[1]} tokens were given; the model has {self.spec.n_ctx} positions")
-        p = self.parameters
-        rows = p["pos_embed.W_pos"]
-        x = F.embedding(tokens, p["embed.W_E"])
-        x = drop(x + (rows[: tokens.shape[1]] if positions is None else F.embedding(positions, rows)))
+        x = drop(self.embed(tokens, positions))
         for layer in range(self.spec.n_layers):
             x = self._block(x, layer, cache, names, drop)
         return self.unembed(x)
+
+    def embed(
+        self, tokens: Int[Tensor, "batch position"], positions: Int[Tensor, "batch position"] | None = None
+    ) -> Residual:
+        """The stream that enters block 0."""
+        if tokens.shape[1] > self.spec.n_ctx:
+            raise HopInterpError(f"{tokens.shape[1]} tokens were given; the model has {self.spec.n_ctx} positions")
+        rows = self.parameters["pos_embed.W_pos"]
+        places = rows[: tokens.shape[1]] if positions is None else F.embedding(positions, rows)
+        return F.embedding(tokens, self.parameters["embed.W_E"]) + places
 
     def unembed(self, x: Residual) -> Float[Tensor, "batch position d_vocab"]:
         """Logits from the last block's output."""

@@ -79,7 +79,7 @@ def test_planted_letters_are_found_and_no_others(method, hops, monkeypatch):
     monkeypatch.setattr("hopinterp.evidence.probes.runner", lambda model, task: model)  # noqa: ARG005
     monkeypatch.setattr("hopinterp.evidence.probes.device_of", lambda model: torch.device("cpu"))  # noqa: ARG005
     monkeypatch.setattr("hopinterp.evidence.probes.depth_of", lambda model: 1)  # noqa: ARG005
-    monkeypatch.setattr("hopinterp.evidence.probes._untrained", lambda model, seed: Planted(task, [], "token"))  # noqa: ARG005
+    monkeypatch.setattr("hopinterp.evidence.probes.untrained", lambda model, seed: Planted(task, [], "token"))  # noqa: ARG005
     found = hi.probe(Planted(task, hops, "token"), task, hops=4, method=method)
     held = set(found.hop.values[found.held.values[0]].tolist())
     assert held == {0, *hops}
@@ -92,7 +92,7 @@ def test_planted_positions_are_found(monkeypatch):
     monkeypatch.setattr("hopinterp.evidence.probes.runner", lambda model, task: model)  # noqa: ARG005
     monkeypatch.setattr("hopinterp.evidence.probes.device_of", lambda model: torch.device("cpu"))  # noqa: ARG005
     monkeypatch.setattr("hopinterp.evidence.probes.depth_of", lambda model: 1)  # noqa: ARG005
-    monkeypatch.setattr("hopinterp.evidence.probes._untrained", lambda model, seed: Planted(task, [], "token"))  # noqa: ARG005
+    monkeypatch.setattr("hopinterp.evidence.probes.untrained", lambda model, seed: Planted(task, [], "token"))  # noqa: ARG005
     found = hi.probe(Planted(task, [3], "position"), task, hops=4, target="position")
     assert found.hop.values[found.held.values[0]].tolist() == [3]
     assert int(found.resolved[0]) == 3
