@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from hopinterp.models.store import save as save
     from hopinterp.task import Batch as Batch
     from hopinterp.task import HopTask as HopTask
+    from hopinterp.theory.doubling import mpc_costs as mpc_costs
+    from hopinterp.theory.doubling import mpc_hop as mpc_hop
     from hopinterp.training.config import TrainConfig as TrainConfig
     from hopinterp.training.loop import resume as resume
     from hopinterp.training.loop import train as train
@@ -46,6 +48,8 @@ _ROOMS = {
     "align": "evidence.attention",
     "probe": "evidence.probes",
     "resolved": "evidence.probes",
+    "mpc_hop": "theory.doubling",
+    "mpc_costs": "theory.doubling",
     "TrainConfig": "training.config",
     "train": "training.loop",
     "resume": "training.loop",
