@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from hopinterp.errors import HopInterpError as HopInterpError
     from hopinterp.evidence.attention import align as align
     from hopinterp.evidence.behaviour import evaluate as evaluate
+    from hopinterp.evidence.counterfactuals import Pairs as Pairs
+    from hopinterp.evidence.counterfactuals import draw_pairs as draw_pairs
+    from hopinterp.evidence.patching import patch as patch
     from hopinterp.evidence.probes import probe as probe
     from hopinterp.evidence.probes import resolved as resolved
     from hopinterp.models.fused import FusedTransformer as FusedTransformer
@@ -50,6 +53,9 @@ _ROOMS = {
     "resolved": "evidence.probes",
     "mpc_hop": "theory.doubling",
     "mpc_costs": "theory.doubling",
+    "Pairs": "evidence.counterfactuals",
+    "draw_pairs": "evidence.counterfactuals",
+    "patch": "evidence.patching",
     "TrainConfig": "training.config",
     "train": "training.loop",
     "resume": "training.loop",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 LEVEL = 0.95
 """Every interval in the package is a two-sided 95% one."""
+_NOTHING = 1e-9
 
 
 def bootstrap(
@@ -22,6 +23,39 @@ def bootstrap(
     All rates share the same draws. Where that is narrower than Korn and Graubard's interval, as it is where all answers are
     right or few sequences count, theirs is given: resampling what was seen cannot show what was not. NaN where none counts.
     """
+    low, high = _resampled_ratio(numerator, denominator, seed, resamples)
+    exact_low, exact_high = korn_graubard(numerator, denominator)
+    return torch.minimum(low, exact_low), torch.maximum(high, exact_high)
+
+
+def bootstrap_ratio(
+    numerator: Float[Tensor, "sequence ..."],
+    denominator: Float[Tensor, "sequence ..."],
+    seed: int,
+    resamples: int = 1000,
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Percentile interval of Σ numerator / Σ denominator, for a ratio that is no rate (no counts, either sign).
+
+    NaN where the denominator's own interval holds 0: there is nothing to divide by. Where all sequences agree resampling
+    shows no spread; Korn and Graubard's interval of a rate is then given, each sequence counted as one trial.
+    """
+    ones = (denominator != 0).to(denominator)
+    least, most = _resampled_ratio(denominator, ones, seed, resamples)
+    defined = (least > _NOTHING) | (most < -_NOTHING)
+    safe = torch.where(defined, denominator.cpu().double(), ones.cpu().double())
+    low, high = _resampled_ratio(numerator, safe, seed, resamples)
+    rate = (numerator.cpu().double().sum(0) / safe.sum(0)).clamp(0, 1)
+    exact_low, exact_high = korn_graubard(rate * ones.cpu().double(), ones)
+    alike = high - low < _NOTHING
+    low = torch.where(alike, torch.minimum(low, exact_low), low)
+    high = torch.where(alike, torch.maximum(high, exact_high), high)
+    return torch.where(defined, low, torch.nan), torch.where(defined, high, torch.nan)
+
+
+def _resampled_ratio(
+    numerator: Float[Tensor, "sequence ..."], denominator: Float[Tensor, "sequence ..."], seed: int, resamples: int
+) -> Float[Tensor, "2 ..."]:
+    """The two ends of the percentile interval. All ratios share the same draws."""
     sequences = len(numerator)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(sequences, (resamples, sequences), generator=generator)
@@ -31,9 +65,7 @@ def bootstrap(
     shape = numerator.shape[1:]
     top, bottom = (weights @ counts.cpu().double().reshape(sequences, -1) for counts in (numerator, denominator))
     tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = (top / bottom).nanquantile(tails, dim=0).view(2, *shape)
-    exact_low, exact_high = korn_graubard(numerator, denominator)
-    return torch.minimum(low, exact_low), torch.maximum(high, exact_high)
+    return (top / bottom).nanquantile(tails, dim=0).view(2, *shape)
 
 
 def korn_graubard(

@@ -1,0 +1,195 @@
+"""The switchboard: what one activation's exchange does to the answer, at every site, by position and along the chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hopinterp.errors import HopInterpError
+from hopinterp.evidence.counterfactuals import Kind, Pairs, draw_pairs
+from hopinterp.evidence.effects import measure
+from hopinterp.evidence.exchange import MEMORY, Direction, Exchange, Report, patched_by_hooks
+from hopinterp.evidence.intervals import LEVEL
+from hopinterp.evidence.sites import hooked, site_of, weights_note
+from hopinterp.evidence.sweeps import RESID_SITES, head_sweep, resid_sweep
+from hopinterp.models.fused import FusedTransformer, device_of, runner
+from hopinterp.task import HopTask
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+By = Literal["position", "chain", "all"]
+WHERE = ("at", "before")
+"""The two kinds of places of the chain picture: find^j(i) itself, and the position before it."""
+
+
+def patch(
+    model: HookedTransformer | FusedTransformer,
+    task: HopTask,
+    hops: int,
+    *,
+    site: str = "resid_post",
+    by: By = "position",
+    pairs: Kind | Pairs = "resample",
+    link: int | None = None,
+    position: int | None = None,
+    direction: Direction | None = None,
+    sequences: int = 100,
+    seed: int = 0,
+    memory: int = MEMORY,
+    report: Report | None = None,
+    by_hooks: bool = False,
+) -> xr.Dataset:
+    """Activation patching (Vig et al. 2020, Meng et al. 2022): what one activation's exchange does to the answer at i.
+
+    *Denoising* runs the corrupt sequence with an activation of the clean run: is it enough for the clean answer? *Noising*
+    runs the clean sequence with an activation of the corrupt run: is it needed? Places, for every block (and head):
+
+    - by "position": each position of the sequence, as TransformerLens's pictures have it. Denoising by default.
+    - by "chain": the clean chain's positions find^j(i), j = 0 … k, and the position before each, where the link's key stands
+      until block 0 has moved it: the causal light cone, where the information that the answer needs is at each block.
+      Noising by default: with an independent counterfactual (resample) the corrupt run's own chain goes elsewhere, so a
+      single clean activation can bring back the answer only at i itself, while noise anywhere on the way breaks it. For
+      one-link pairs both are meaningful: denoising follows the news of the link's change on its way to i.
+    - by "all": all positions at once.
+
+    A noised pointer goes somewhere, and by chance to the right letter (one time in |Σ| or so): accuracy and probability
+    then fall by about 1 − 1/|Σ|, not by 1; and to the counterfactual's letter no oftener than to another, so the logit
+    difference falls by about half. What breaks is plainest in probability.
+
+    Args:
+        site: resid_pre, resid_mid, resid_post, attn_out, mlp_out, or of each head z, q, k, v, pattern (the query's row).
+        pairs: which counterfactuals, or pairs of your own (then `hops` must be theirs). See `draw_pairs`, also for `link`
+            (one-link pairs) and `position` (i).
+        sequences: how many pairs.
+        memory: bytes for the activations of runs that are batched together.
+        report: called with the number of patched runs that are done, and with their number in all.
+        by_hooks: by the simple path, TransformerLens's hooks, even where faster sweeps give the same (they serve the sites
+            outside the heads, and z, on models without hooks of their own).
+
+    Returns:
+        Dims metric (logit_difference, probability, accuracy), layer, head (per-head sites), and position or chain and where
+        ("at" find^j(i), or "before" it). `effect` with `low`, `high` (95%, bootstrap over pairs): Σ (patched − unpatched) /
+        Σ (other run − unpatched), 0 where nothing changes and 1 where the whole other run came in; `normalised`, the same on
+        the scale where 0 is the corrupt run and 1 the clean one (1 − effect when noising). NaN where the metric does not
+        tell the clean from the corrupt run. `clean`, `corrupt` [metric]: the unpatched runs. By chain also `pairs`
+        [chain, where], how many count (where a place is both on the chain and before it, see `Pairs.distinct`, the pair is
+        left out), and the control `off_chain` with `off_chain_low`, `off_chain_high`: the effect at one random place
+        before i that is neither.
+
+    Raises:
+        HopInterpError: a setting out of range, or a site that the model lacks.
+        RuntimeError: a patch changed nothing where the two runs differ.
+    """
+    if by not in get_args(By):
+        raise HopInterpError(f"by is {by!r}; it is position, chain or all")
+    chosen = choose_pairs(task, hops, pairs, link, position, sequences, seed).to(device_of(model))
+    direction = direction or ("noising" if by == "chain" else "denoising")
+    run = runner(model, task)
+    per_head = site_of(site, run).per_head
+    fast = isinstance(run, FusedTransformer) and site in (*RESID_SITES, "z") and by != "all" and not by_hooks
+    exchange = Exchange(run if fast else hooked(model, task), chosen, direction)
+    places = _Places.of(chosen, by, seed)
+    sweep = _patched_by_sweeps if fast else patched_by_hooks
+    values = measure(sweep(exchange, site, places.positions, memory, report), chosen.right, chosen.wrong)
+    found = places.dataset(values if per_head else values[:, :, 0], exchange, per_head, seed)
+    settings = {"hops": hops, "site": site, "by": by, "direction": direction, **describe(chosen), "seed": seed}
+    return found.assign_attrs(settings | {"level": LEVEL, "weights": weights_note(run)})
+
+
+def choose_pairs(
+    task: HopTask, hops: int, pairs: Kind | Pairs, link: int | None, position: int | None, sequences: int, seed: int
+) -> Pairs:
+    """The given pairs, or pairs of the given kind."""
+    if isinstance(pairs, str):
+        return draw_pairs(task, hops, sequences, kind=pairs, link=link, position=position, seed=seed)
+    if pairs.hops != hops:
+        raise HopInterpError(f"hops is {hops}; the given pairs ask for {pairs.hops}")
+    return pairs
+
+
+def describe(pairs: Pairs) -> dict[str, Any]:
+    """What pairs are, for the settings of a result."""
+    settings: dict[str, Any] = {"pairs": pairs.kind, "sequences": len(pairs), "redrawn": pairs.redrawn}
+    if pairs.link is None:
+        return settings
+    return settings | {"link": int(pairs.link[0]) if len(pairs.link.unique()) == 1 else "drawn"}
+
+
+def _patched_by_sweeps(
+    exchange: Exchange, site: str, positions: Int[Tensor, "pair cell"] | None, memory: int, report: Report | None
+) -> Float[Tensor, "layer head cell pair d_vocab"]:
+    """What `patched_by_hooks` gives, by the sweeps that skip what cannot change."""
+    model: Any = exchange.model
+    given: dict[str, Any] = {"read": exchange.pairs.position, "positions": positions, "memory": memory, "report": report}
+    if site == "z":
+        return head_sweep(model, exchange.run_tokens, exchange.source_tokens, **given)
+    return resid_sweep(model, exchange.run_tokens, exchange.source_tokens, **given | {"site": site})[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where each pair is patched, a column a cell, and which of the cells count."""
+
+    by: By
+    positions: Int[Tensor, "pair cell"] | None
+    counted: Bool[Tensor, "pair cell"] | None
+
+    @classmethod
+    def of(cls, pairs: Pairs, by: By, seed: int) -> _Places:
+        n, device = pairs.clean.tokens.shape[1], pairs.position.device
+        if by == "all":
+            return cls(by, None, None)
+        if by == "position":
+            return cls(by, torch.arange(n, device=device).expand(len(pairs), n), None)
+        places = torch.stack([pairs.chain, pairs.chain - 1], dim=-1).flatten(1)
+        control, exists = _off_chain(places, pairs.position, seed)
+        counted = torch.cat([pairs.distinct.flatten(1), exists[:, None]], dim=1)
+        return cls(by, torch.cat([places, control[:, None]], dim=1), counted)
+
+    def dataset(
+        self, values: Float[Tensor, "metric layer *head cell pair"], exchange: Exchange, per_head: bool, seed: int
+    ) -> xr.Dataset:
+        """Effects by named dims, the control apart from the chain."""
+        dims = ("layer", "head", "cell") if per_head else ("layer", "cell")
+        counted = None if self.counted is None else self.counted.T
+        cells = exchange.scale.effects(values, dims, seed, counted)
+        cells = cells.assign_coords(layer=range(values.shape[1]))
+        if self.by == "all":
+            found = cells.isel(cell=0)
+        elif self.by == "position":
+            found = cells.rename(cell="position").assign_coords(position=range(values.shape[-2]))
+        else:
+            found = self._along_chain(cells)
+        noising = exchange.direction == "noising"
+        found["normalised"] = 1 - found.effect if noising else found.effect
+        return found.merge(exchange.scale.unpatched(noising))
+
+    def _along_chain(self, cells: xr.Dataset) -> xr.Dataset:
+        assert self.counted is not None
+        n_chain = (cells.sizes["cell"] - 1) // 2
+        grid = cells.isel(cell=slice(None, -1))
+        grid = grid.assign_coords(
+            chain=("cell", [j // 2 for j in range(2 * n_chain)]), where=("cell", list(WHERE) * n_chain)
+        )
+        found = grid.set_index(cell=("chain", "where")).unstack("cell").sel(where=list(WHERE))
+        found["pairs"] = ("chain", "where"), self.counted[:, :-1].sum(0).view(n_chain, 2).cpu().numpy()
+        control = cells.isel(cell=-1).rename(effect="off_chain", low="off_chain_low", high="off_chain_high")
+        return found.merge(control)
+
+
+def _off_chain(
+    places: Int[Tensor, "pair place"], read: Int[Tensor, " pair"], seed: int
+) -> tuple[Int[Tensor, " pair"], Bool[Tensor, " pair"]]:
+    """A random position from 1 to i that is no place of the chain, and whether there is one."""
+    n = int(read.max()) + 1
+    free = torch.arange(n, device=read.device) <= read[:, None]
+    free[:, 0] = False
+    free.scatter_(1, places, False)
+    drawn = torch.rand(free.shape, generator=torch.Generator().manual_seed(seed)).to(read.device)
+    return drawn.masked_fill(~free, -1).argmax(1), free.any(1)

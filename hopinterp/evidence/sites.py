@@ -1,0 +1,170 @@
+"""The valves: the places of a HookedTransformer where evidence reaches in, and hooks that say so when they did nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hopinterp.errors import HopInterpError
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.spec import check_fits
+from hopinterp.task import HopTask
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+HookFunction = Callable[..., Tensor]
+_ROUNDING = 1e-6  # of float32, some units in the last place
+
+
+@dataclass(frozen=True)
+class Site:
+    """One kind of activation, and where in it a position and a head are found.
+
+    Attributes:
+        name: TransformerLens's short name.
+        hook: what follows `blocks.{layer}.` in its full name.
+        per_head: whether it has a head axis.
+    """
+
+    name: str
+    hook: str
+    per_head: bool = False
+
+    def at(self, layer: int) -> str:
+        """The full name of a block's hook point."""
+        return f"blocks.{layer}.{self.hook}"
+
+    def index(
+        self, rows: Int[Tensor, " run"], positions: Int[Tensor, " run"] | None, heads: Int[Tensor, " run"] | None
+    ) -> tuple[Any, ...]:
+        """Index of one position (all of them for None) and one head of each row, in an activation of this kind.
+
+        Activations are [batch, position, …] or [batch, position, head, …]; a pattern is [batch, head, query, key], and its
+        position is the query.
+        """
+        where = slice(None) if positions is None else positions
+        if not self.per_head:
+            return (rows, where)
+        return (rows, heads, where) if self.name == "pattern" else (rows, where, heads)
+
+    def heads(self, activation: Tensor) -> int:
+        """How many heads an activation of this kind has; 1 where it has no such axis."""
+        return activation.shape[1 if self.name == "pattern" else 2] if self.per_head else 1
+
+
+_ALL = [Site(name, f"hook_{name}") for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")]
+_ALL += [Site(name, f"attn.hook_{name}", per_head=True) for name in ("z", "q", "k", "v", "pattern")]
+SITES = {site.name: site for site in _ALL}
+"""Every site by name: the residual stream, what attention and MLP add to it, and the insides of each head."""
+
+
+def site_of(name: str, model: HookedTransformer | FusedTransformer) -> Site:
+    """The site of a name, if the model has it.
+
+    Raises:
+        HopInterpError: no such site, or a model whose blocks lack it (without MLPs there is no resid_mid and no mlp_out).
+    """
+    if name not in SITES:
+        raise HopInterpError(f"site is {name!r}; it is one of {', '.join(SITES)}")
+    sizes = model.spec if isinstance(model, FusedTransformer) else model.cfg
+    if sizes.attn_only and name in ("resid_mid", "mlp_out"):
+        raise HopInterpError(f"site is {name}; this model's blocks have none, for they have no MLP")
+    if not isinstance(model, FusedTransformer) and SITES[name].at(0) not in model.hook_dict:
+        raise HopInterpError(f"site is {name}; this model's blocks have no such hook point")
+    return SITES[name]
+
+
+def hooked(model: HookedTransformer | FusedTransformer, task: HopTask) -> HookedTransformer:
+    """The model with TransformerLens's hook points: itself, or a twin with the same (copied) weights.
+
+    Raises:
+        HopInterpError: the model is too small for the task.
+    """
+    if not isinstance(model, FusedTransformer):
+        check_fits(model.cfg, task)
+        return model
+    check_fits(model.spec, task)
+    return model.spec.build(model.parameters, model.device)
+
+
+@contextmanager
+def intervening(model: HookedTransformer, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[None]:
+    """TransformerLens's `model.hooks`, which takes the hooks off whatever happens; and each must have fired by the end.
+
+    Raises:
+        RuntimeError: a hook was never reached: the run inside did not do what was asked.
+    """
+    fired = [0] * len(hooks)
+
+    def counting(number: int, function: HookFunction) -> HookFunction:
+        def call(activation: Tensor, hook: Any) -> Tensor:
+            fired[number] += 1
+            return function(activation, hook=hook)
+
+        return call
+
+    with model.hooks(fwd_hooks=[(name, counting(n, function)) for n, (name, function) in enumerate(hooks)]):
+        yield
+    if 0 in fired:
+        raise RuntimeError(f"the hook at {hooks[fired.index(0)][0]} never fired: nothing was changed")
+
+
+@dataclass(frozen=True, eq=False)
+class Overwrite:
+    """A hook that puts values into some places of an activation, and checks that this changed every one of them.
+
+    Attributes:
+        index: of the places, as `Site.index` gives it.
+        values: what is written; the first axis counts the places.
+    """
+
+    index: tuple[Any, ...]
+    values: Tensor
+
+    def __call__(self, activation: Tensor, hook: Any) -> Tensor:
+        there = activation[self.index]
+        unmoved = (there == self.values).flatten(1).all(1)
+        if unmoved.any():
+            raise RuntimeError(f"patching {int(unmoved.sum())} of {len(unmoved)} places at {hook.name} changed nothing")
+        result = activation.clone()
+        result[self.index] = self.values.to(activation.dtype)
+        return result
+
+
+def changed(before: Tensor, after: Tensor) -> Bool[Tensor, " place"]:
+    """Which entries along the first axis differ by more than rounding (of the largest number around)."""
+    noise = _ROUNDING * max(float(before.abs().max()), float(after.abs().max())) if len(before) else 0.0
+    return ((before - after).abs() > noise).flatten(1).any(1)
+
+
+def weights_note(model: HookedTransformer | FusedTransformer) -> str:
+    """What was folded into the weights or centred before we saw them, as far as the weights show it.
+
+    Activations mean different things before and after such processing, so every intervention's result carries this line.
+    """
+    if isinstance(model, FusedTransformer):
+        weights, kind = model.parameters, model.spec.normalization_type
+    else:
+        weights, kind = dict(model.named_parameters()), model.cfg.normalization_type
+    norms = {None: "no layer norm", "LN": "layer norm with its weights", "LNPre": "layer norm weights folded in"}
+    writing = [weight for name, weight in weights.items() if name.endswith(("W_E", "W_O", "W_out"))]
+    biases = [weight for name, weight in weights.items() if name.endswith("b_V")]
+    return "; ".join(
+        (
+            norms.get(kind, f"normalization {kind}"),
+            "W_U " + ("centred" if _centred(weights["unembed.W_U"]) else "not centred"),
+            "writing weights " + ("centred" if all(map(_centred, writing)) else "not centred"),
+            "b_V " + ("not zero" if any(bias.any() for bias in biases) else "zero (folded into b_O, or none)"),
+        )
+    )
+
+
+def _centred(weight: Tensor) -> bool:
+    """Whether rows have mean 0, as TransformerLens's `center_unembed` and `center_writing_weights` leave them."""
+    return bool(weight.detach().mean(-1).abs().max() <= 1e-5 * weight.detach().abs().max())
