@@ -104,9 +104,16 @@ class FusedTransformer:
     def embed(
         self, tokens: Int[Tensor, "batch position"], positions: Int[Tensor, "batch position"] | None = None
     ) -> Residual:
-        """The stream that enters block 0."""
+        """The stream that enters block 0.
+
+        Raises:
+            HopInterpError: more tokens than positions, or autocast on a model without layer norms: constructed models
+                tell positions apart by differences far below bfloat16's rounding.
+        """
         if tokens.shape[1] > self.spec.n_ctx:
             raise HopInterpError(f"{tokens.shape[1]} tokens were given; the model has {self.spec.n_ctx} positions")
+        if self.spec.normalization_type is None and torch.is_autocast_enabled(tokens.device.type):
+            raise HopInterpError("autocast would round the scores of a model without layer norms; run it in float32")
         rows = self.parameters["pos_embed.W_pos"]
         places = rows[: tokens.shape[1]] if positions is None else F.embedding(positions, rows)
         return F.embedding(tokens, self.parameters["embed.W_E"]) + places
