@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ MEMORY = 2**30
 """How many bytes a sweep may take for activations, unless told otherwise."""
 
 Report = Callable[[int, int], None]
+Entries = Callable[[Run, Run], Float[Tensor, "layer unit position d_model"]]
 _ROWS = 1024
 
 
@@ -54,8 +56,8 @@ def resid_sweep(
     """
     if site not in RESID_SITES:
         raise HopInterpError(f"site is {site!r}; it must be one of {', '.join(RESID_SITES)}")
-    sweep = _Sweep.of(model, run_tokens, source_tokens, read, positions)
-    return sweep.logits(lambda run, source: _resid_entries(model, run, source, site), memory, report)[:, 0]
+    entries, up = partial(_resid_entries, site), int(site != "resid_pre")
+    return _Sweep.of(model, run_tokens, source_tokens, read, positions, up, entries).logits(memory, report)[:, 0]
 
 
 @torch.no_grad()
@@ -74,39 +76,32 @@ def head_sweep(
     Takes what `resid_sweep` takes. A head writes to its own position only, so the patch is one of the next block's
     resid_pre: x_mid + (z′ − z) W_O, and what the MLP makes of it.
     """
-    sweep = _Sweep.of(model, run_tokens, source_tokens, read, positions)
-    return sweep.logits(lambda run, source: _head_entries(model, run, source), memory, report)
+    return _Sweep.of(model, run_tokens, source_tokens, read, positions, 1, _head_entries).logits(memory, report)
 
 
-def _resid_entries(
-    model: FusedTransformer, run: Run, source: Run, site: ResidSite
-) -> tuple[int, Float[Tensor, "layer unit batch position d_model"]]:
-    """A patch of each block's vector as one of a resid_pre: how many blocks further up, and the vectors."""
-    n_layers = model.spec.n_layers
+def _resid_entries(site: ResidSite, run: Run, source: Run) -> Float[Tensor, "layer unit position d_model"]:
+    """A patch of each block's vector as one of a resid_pre, here or in the next block (see `_Sweep`)."""
     if site == "resid_pre":
-        return 0, torch.stack(source.resid[:-1])[:, None]
+        return torch.stack(source.resid[:-1])[:, None]
     if site == "resid_post":
-        return 1, torch.stack(source.resid[1:])[:, None]
+        return torch.stack(source.resid[1:])[:, None]
     if site == "mlp_out":
-        return 1, torch.stack([run.mid[layer] + source.mlp_out[layer] for layer in range(n_layers)])[:, None]
-    mid = source.mid if site == "resid_mid" else [run.resid[layer] + source.attn_out[layer] for layer in range(n_layers)]
-    return 1, torch.stack([x + Block(model, layer).mlp_out(x) for layer, x in enumerate(mid)])[:, None]
+        return torch.stack([mid + out for mid, out in zip(run.mid, source.mlp_out, strict=True)])[:, None]
+    mids = source.mid
+    if site == "attn_out":
+        mids = [resid + out for resid, out in zip(run.resid, source.attn_out, strict=False)]
+    return torch.stack([mid + block.mlp_out(mid) for mid, block in zip(mids, run.blocks, strict=True)])[:, None]
 
 
-def _head_entries(
-    model: FusedTransformer, run: Run, source: Run
-) -> tuple[int, Float[Tensor, "layer head batch position d_model"]]:
-    """Likewise for each head's z."""
+def _head_entries(run: Run, source: Run) -> Float[Tensor, "layer head position d_model"]:
+    """Likewise for each head's z: x_mid + (z′ − z) W_O, and what the MLP makes of it."""
     vectors = []
-    for layer in range(model.spec.n_layers):
-        block = Block(model, layer)
-        change = torch.einsum("bphi,hid->hbpd", source.z[layer] - run.z[layer], model.parameters[f"blocks.{layer}.attn.W_O"])
-        mid = run.mid[layer] + change
-        vectors.append(mid + block.mlp_out(mid))
-    return 1, torch.stack(vectors)
-
-
-Entries = Callable[[Run, Run], tuple[int, Float[Tensor, "layer unit batch position d_model"]]]
+    for layer, block in enumerate(run.blocks):
+        change = source.attention[layer].z - run.attention[layer].z
+        mid = run.mid[layer] + torch.einsum("phi,hid->hpd", change, block.own("attn.W_O"))
+        block.add_mlp_(mid)
+        vectors.append(mid)
+    return torch.stack(vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +113,8 @@ class _Sweep:
     source_tokens: Int[Tensor, "batch position"]
     read: Int[Tensor, " batch"]
     positions: Int[Tensor, "batch chain"]
+    up: int
+    entries: Entries
 
     @classmethod
     def of(
@@ -127,6 +124,8 @@ class _Sweep:
         source_tokens: Int[Tensor, "batch position"],
         read: int | Int[Tensor, " batch"] | None,
         positions: Int[Tensor, "batch chain"] | None,
+        up: int,
+        entries: Entries,
     ) -> _Sweep:
         """Fill in what was left out, and check what was given."""
         if run_tokens.shape != source_tokens.shape or run_tokens.ndim != 2 or not run_tokens.numel():
@@ -151,80 +150,52 @@ class _Sweep:
             least, largest = (int(x) for x in where.aminmax())
             if not 0 <= least <= largest < n:
                 raise HopInterpError(f"{name} has {least} to {largest}; the sequences have 0 to {n - 1}")
-        return cls(model, run_tokens, source_tokens, reads.expand(batch), positions.expand(batch, -1))
+        return cls(model, run_tokens, source_tokens, reads.expand(batch), positions.expand(batch, -1), up, entries)
 
-    def logits(
-        self, entries: Entries, memory: int, report: Report | None
-    ) -> Float[Tensor, "layer unit chain batch d_vocab"]:
-        """Every patched run's logits, `memory` bytes' worth of sequences at a time."""
-        pairs = torch.arange(len(self.read), device=self.read.device).split(self._pairs_at_once(memory))
-        rows = max(1, min(_ROWS, memory // 2 // self._row_bytes()))
-        parts: list[Tensor] = []
-        for part in pairs:
-            parts.append(self._part(part, entries, rows))
+    def logits(self, memory: int, report: Report | None) -> Float[Tensor, "layer unit chain batch d_vocab"]:
+        """Every patched run's logits, one pair of sequences after the other."""
+        blocks = [Block.of(self.model, layer) for layer in range(self.model.spec.n_layers)]
+        found = []
+        for pair, read in enumerate(self.read.tolist()):
+            tokens = (x[pair, : read + 1] for x in (self.run_tokens, self.source_tokens))  # nothing to the right is felt
+            run, source = (Run.of(self.model, blocks, x) for x in tokens)
+            found.append(self._pair(run, self.entries(run, source), self.positions[pair], memory))
             if report is not None:
-                report(sum(part.shape[3] for part in parts), len(self.read))
-        return torch.cat(parts, dim=3)
+                report(pair + 1, len(self.read))
+        return torch.stack(found, dim=3)
 
-    def _part(
-        self, pairs: Int[Tensor, " batch"], entries: Entries, rows_at_once: int
-    ) -> Float[Tensor, "layer unit chain batch d_vocab"]:
-        run, source = (Run.of(self.model, tokens[pairs]) for tokens in (self.run_tokens, self.source_tokens))
-        read, positions = self.read[pairs], self.positions[pairs]
-        up, vectors = entries(run, source)
-        rows = torch.arange(len(pairs), device=read.device)
-        vectors = vectors[:, :, rows[:, None], positions].transpose(2, 3)  # layer, unit, chain, batch, d_model
-        layer, _, column, sequence = (
-            x.flatten() for x in torch.meshgrid(*map(torch.arange, vectors.shape[:-1]), indexing="ij")
-        )
-        patches = Patches(layer + up, sequence, positions[sequence, column], read[sequence], vectors.flatten(0, 3))
-        logits = unembed(self.model, run.resid[-1][rows, read]).expand(*vectors.shape[:-1], -1).flatten(0, 3).clone()
-        todo = _felt(patches, run)
-        for group in _groups(patches, todo, rows_at_once):
-            logits[group] = carry(self.model, run, patches[group])
-        return logits.view(*vectors.shape[:-1], -1)
+    def _pair(
+        self, run: Run, vectors: Float[Tensor, "layer unit position d_model"], positions: Int[Tensor, " chain"], memory: int
+    ) -> Float[Tensor, "layer unit chain d_vocab"]:
+        layers, units, n, _ = vectors.shape
+        shape = (layers, units, len(positions))
+        resid = torch.stack(run.resid[self.up :][:layers])[:, None]
+        differs = (vectors != resid).any(-1)  # a patch that changes nothing is none
+        if self.up:
+            differs[-1, :, :-1] = False  # nothing moves between positions any more
+        logits = unembed(self.model, run.resid[-1][-1]).expand(*shape, -1).clone()
+        within = (positions < n).nonzero()[:, 0]
+        felt = differs[:, :, positions[within]].nonzero()
+        layer, unit, column = felt[:, 0], felt[:, 1], within[felt[:, 2]]
+        order = positions[column].argsort(descending=True)
+        for part in order.split(max(1, memory // self._patch_bytes(n))):
+            where = layer[part], unit[part], column[part]
+            position = positions[where[2]]
+            patches = Patches(where[0] + self.up, position, vectors[where[0], where[1], position])
+            logits[where] = carry(run, patches, min(_ROWS, memory // self._row_bytes(n)))
+        return logits
 
-    def _pairs_at_once(self, memory: int) -> int:
-        """How many pairs fit in half of the memory: two runs' activations, and a vector and logits for every patch."""
+    def _patch_bytes(self, n: int) -> int:
+        """What a patch takes outside of its rows: its vector, the weights of each query's three parts, its logits."""
+        spec = self.model.spec
+        return (8 * spec.d_model + 8 * n * spec.n_heads + 2 * spec.d_vocab) * self._itemsize
+
+    def _row_bytes(self, n: int) -> int:
+        """What a row of a patched run takes: its residual, query, key, value and output vectors, and its scores."""
         spec = self.model.spec
         assert spec.d_head is not None
-        runs = 2 * self.run_tokens.shape[1] * (4 * spec.d_model + 4 * spec.n_heads * spec.d_head)
-        patches = spec.n_heads * self.positions.shape[1] * (4 * spec.d_model + 2 * spec.d_vocab)
-        return max(1, memory // 2 // (spec.n_layers * (runs + patches) * self._itemsize))
-
-    def _row_bytes(self) -> int:
-        """What a row of a patched run takes: its residual, hidden, query, key and value vectors, and its scores."""
-        spec = self.model.spec
-        assert spec.d_head is not None
-        assert spec.d_mlp is not None
-        n = self.run_tokens.shape[1]
-        return (6 * spec.d_model + spec.d_mlp + spec.n_heads * (8 * spec.d_head + n)) * self._itemsize
+        return (6 * spec.d_model + spec.n_heads * (8 * spec.d_head + 2 * n)) * self._itemsize
 
     @property
     def _itemsize(self) -> int:
         return self.model.parameters["embed.W_E"].element_size()
-
-
-def _felt(patches: Patches, run: Run) -> Int[Tensor, " patch"]:
-    """Which patches can change what is read: those that put another vector where it can be seen."""
-    felt = patches.position <= patches.read
-    for entry in patches.entry.unique().tolist():
-        here = patches.entry == entry
-        old = run.resid[entry][patches.sequence[here], patches.position[here]]
-        felt[here] &= (old != patches.vector[here]).any(-1)
-        if entry == len(run.resid) - 1:
-            felt[here] &= patches.position[here] == patches.read[here]
-    return felt.nonzero()[:, 0]
-
-
-def _groups(patches: Patches, todo: Int[Tensor, " patch"], rows: int) -> list[Int[Tensor, " patch"]]:
-    """Patches that are carried together: as many neighbours in position as make so many rows, sorted by entry."""
-    todo = todo[patches.position[todo].argsort(descending=True, stable=True)]
-    groups, begin, last = [], 0, 0
-    for i, (position, read) in enumerate(zip(patches.position[todo].tolist(), patches.read[todo].tolist(), strict=True)):
-        last = max(last, read) if i > begin else read
-        if i > begin and (i + 1 - begin) * (last + 1 - position) > rows:
-            groups.append(todo[begin:i])
-            begin, last = i, read
-    groups.append(todo[begin:])
-    return [group[patches.entry[group].argsort(stable=True)] for group in groups if len(group)]
