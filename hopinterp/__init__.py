@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hopinterp.evidence.behaviour import evaluate as evaluate
     from hopinterp.evidence.counterfactuals import Pairs as Pairs
     from hopinterp.evidence.counterfactuals import draw_pairs as draw_pairs
+    from hopinterp.evidence.interchange import transplant as transplant
     from hopinterp.evidence.patching import patch as patch
     from hopinterp.evidence.probes import probe as probe
     from hopinterp.evidence.probes import resolved as resolved
@@ -50,6 +51,7 @@ _ROOMS = {
     "evaluate": "evidence.behaviour",
     "align": "evidence.attention",
     "probe": "evidence.probes",
+    "transplant": "evidence.interchange",
     "resolved": "evidence.probes",
     "mpc_hop": "theory.doubling",
     "mpc_costs": "theory.doubling",

@@ -17,6 +17,7 @@ from hopinterp.models.fused import FusedTransformer, Residual, resid_post
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
+Logits = Float[Tensor, "batch position d_vocab"]
 Heads = Float[Tensor, "batch head position d_head"]
 Site = tuple[int, int | None]
 """A block, and one of its heads or None: the head's z, or the block's resid_post."""
@@ -56,11 +57,11 @@ class KeptRun:
         return run
 
     @property
-    def logits(self) -> Float[Tensor, "batch position d_vocab"]:
+    def logits(self) -> Logits:
         """What the run answers."""
         return self.model.unembed(self.post[-1])
 
-    def going_on(self, layer: int, streams: Residual) -> Float[Tensor, "batch position d_vocab"]:
+    def going_on(self, layer: int, streams: Residual) -> Logits:
         """Logits at every position i of a run like this one but for block `layer`'s output at i, which is streams[:, i].
 
         Exact for all i at once. The answer at i can only depend on what stands left of i, which no change at i reaches, and
@@ -101,8 +102,8 @@ def transplanted(
     base: Int[Tensor, "batch position"],
     source: Int[Tensor, "batch position"],
     sites: Iterable[Site],
-) -> Iterator[Int[Tensor, "batch position"]]:
-    """For each site, the token answered at i when the site's output at i (there alone) is the source run's, for every i.
+) -> Iterator[Logits]:
+    """For each site, the logits at i when the site's output at i (there alone) is the source run's, for every i.
 
     Raises:
         HopInterpError: the two runs do not differ anywhere at a site, so that nothing would be transplanted.
@@ -113,7 +114,7 @@ def transplanted(
             ours, theirs = (r.post[layer] if head is None else r.z[layer][:, head] for r in (run, other))
             _check_differ(ours, theirs, layer, head)
             streams = theirs if head is None else run.with_head(layer, head, theirs)
-            yield run.going_on(layer, streams).argmax(-1)
+            yield run.going_on(layer, streams)
     else:
         for layer, head in sites:
             yield _one_position_a_run(model, base, source, layer, head)
@@ -131,18 +132,18 @@ def _one_position_a_run(
     source: Int[Tensor, "batch position"],
     layer: int,
     head: int | None,
-) -> Int[Tensor, "batch position"]:
+) -> Logits:
     """The plain way, for models that only TransformerLens can run (hooks, unusual features): a run a position."""
     name = resid_post(layer) if head is None else f"blocks.{layer}.attn.hook_z"
     place: tuple[Any, ...] = (slice(None),) if head is None else (slice(None), head)
     (ours, theirs) = (model.run_with_cache(tokens, names_filter=name)[1][name] for tokens in (base, source))
     _check_differ(ours[:, *place], theirs[:, *place], layer, head)
-    answers = torch.empty_like(base)
+    logits = []
     for i in range(base.shape[1]):
 
         def put(value: Tensor, hook: Any, i: int = i) -> Tensor:  # noqa: ARG001 (TransformerLens calls it hook)
             value[:, i, *place[1:]] = theirs[:, i, *place[1:]]
             return value
 
-        answers[:, i] = model.run_with_hooks(base, fwd_hooks=[(name, put)])[:, i].argmax(-1)
-    return answers
+        logits.append(model.run_with_hooks(base, fwd_hooks=[(name, put)])[:, i])
+    return torch.stack(logits, dim=1)

@@ -1,0 +1,237 @@
+"""Transplants: what a block's output *does* downstream, by interchange interventions between two sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hopinterp.errors import HopInterpError
+from hopinterp.evidence.forks import Site, transplanted
+from hopinterp.evidence.intervals import LEVEL, bootstrap
+from hopinterp.evidence.matched import MatchedPairs
+from hopinterp.evidence.probes import untrained
+from hopinterp.models.fused import FusedTransformer, depth_of, device_of, runner
+from hopinterp.task import Batch, HopTask
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+Prediction = Callable[[int, Batch, Batch], Int[Tensor, "batch position"]]
+"""(layer, base, source) → the token answered at i when block `layer`'s output at i is the source's, for every i."""
+
+FAMILIES = ("pointer", "content")
+MARGIN = 0.1
+"""A block stands for a prediction only if that closes more than this share of the gap from chance to 1, at the lower end of
+its interval. Constructed circuits close all of it, untrained models none: of 248 the nearest ended at −0.11."""
+
+_BATCH = 50
+
+
+def predicted(base: Batch, source: Batch, hops: int) -> Int[Tensor, "batch family hop position"]:
+    """The letter answered at i if the block's output stands for "r hops done", r = 0 … k, families as in FAMILIES.
+
+    With q = find^r(i) in the source, the base's algorithm goes on from q. *Pointer*: hop_{k−r} of the base at q. *Content*:
+    the same after the base's letter at q is replaced by the source's, so that at r = k it is the source's own answer. −1
+    where there is no answer, and where content asks for a base that no model has seen, with X_{q−1} = X_q (r < k).
+    """
+    r = torch.arange(hops + 1, device=base.tokens.device)
+    q = source.find[:, : hops + 1]
+    rows = torch.arange(len(base), device=q.device)[:, None, None]
+    left = (hops - r)[:, None].expand_as(q)
+    pointer = base.hop_letters[rows, left, q]
+    letter = source.hop_letters[:, : hops + 1]
+    link = _links(base)[rows, letter.clamp_min(0), q]
+    onward = base.hop_letters[rows, (left - 1).clamp_min(0), link]
+    content = torch.where(left == 0, letter, onward.where(link < q, -1))
+    return torch.stack([pointer, content], dim=1)
+
+
+def _links(batch: Batch) -> Int[Tensor, "batch letter position"]:
+    """find¹(q) if X_q were another letter: the position after its last occurrence left of q, or 0."""
+    task, n = batch.task, batch.tokens.shape[1]
+    letters = torch.arange(task.alphabet_size, device=batch.tokens.device) + task.first_letter
+    seen = batch.tokens[:, None] == letters[:, None]
+    after = torch.where(seen, torch.arange(1, n + 1, device=seen.device), 0).cummax(-1).values
+    return torch.cat([torch.zeros_like(after[..., :1]), after[..., :-1]], dim=-1)
+
+
+@torch.no_grad()
+def transplant(
+    model: HookedTransformer | FusedTransformer,
+    task: HopTask,
+    hops: int,
+    layers: Sequence[int] | None = None,
+    *,
+    heads: bool = False,
+    match: str = "nothing",
+    sequences: int = 100,
+    seed: int = 0,
+    predictions: Mapping[str, Prediction] | None = None,
+) -> xr.Dataset:
+    """What each block's output at i stands for, by interchange interventions (Geiger et al. 2021).
+
+    In the base run the block's output at i, and nowhere else, becomes the source run's, and the base's own blocks go on.
+    Counted are positions whose base and source answers are letters and differ. The interchange intervention accuracy (IIA)
+    of "r hops done" is the share of them at which the answer is the one `predicted`. Pointer r = 0 is the base's own answer:
+    no effect. What the last block's output stands for is the source's answer, whatever the model: content r = k.
+
+    Args:
+        hops: k, of base and source alike.
+        layers: blocks; all by default.
+        heads: transplant each head's z instead of the whole resid_post; results gain a dim head.
+        match: what base and source have in common at the positions counted (see MatchedPairs.draw).
+        sequences: pairs drawn.
+        predictions: causal models of your own, by name: (layer, base, source) → the token at every i.
+
+    Returns:
+        Dims layer, (head,) family (pointer, content), hop (r). `iia`, with `low`, `high` (95%, bootstrap over pairs).
+        `chance`, the largest of three: `unmoved`, how often the prediction is what the base run answers anyway; `unrelated`,
+        how often the answer is the prediction for an unrelated source; `guess`, how often the prediction can be guessed from
+        X_i and X′_i. `untrained`: IIA of an untrained model of the same sizes, which may name letters only. `positions`
+        [family, hop]: how many count. By layer: `leading`, `leading_family`, the prediction that closes most of the gap from
+        max(chance, untrained) to 1; `share`, how much of it, and `share_low`; `contest`: how often it comes true rather than
+        a rival where the two differ and one of them does, against the best rival, lower bound; `best`, `best_family`: the
+        same prediction if share_low exceeds 0.1 and contest 0.5, else −1 and "none": what the block stands for. With
+        `predictions`: `model_iia`, `model_low`, `model_high` [layer, (head,) prediction].
+
+    Raises:
+        HopInterpError: k or a layer out of range, an unknown match, no position that counts, or a site at which the two
+            runs do not differ.
+    """
+    task.check_hops(hops)
+    run = runner(model, task)
+    layers = list(range(depth_of(run))) if layers is None else list(layers)
+    for layer in layers:
+        if not 0 <= layer < depth_of(run):
+            raise HopInterpError(f"layer is {layer}; this model has 0 to {depth_of(run) - 1}")
+    pairs = MatchedPairs.draw(task, hops, sequences, match, seed, device_of(run))
+    if not pairs.counted.any():
+        raise HopInterpError(f"no position counts in {sequences} pairs of {task.n_letters} letters at k = {hops}: draw more")
+    n_heads = run.spec.n_heads if isinstance(run, FusedTransformer) else run.cfg.n_heads
+    sites: list[Site] = [(layer, head) for layer in layers for head in (range(n_heads) if heads else [None])]
+    answers = _answers(run, pairs, sites)
+    control = _answers(runner(untrained(run, seed), task), pairs, sites, letters_only=True)
+    found = _accuracies(pairs, hops, answers, seed)
+    found["untrained"] = _accuracies(pairs, hops, control, seed).iia
+    found = found.merge(_judged(found, pairs, hops, answers, seed))
+    if predictions:
+        found = found.merge(_own_models(predictions, pairs, sites, answers, seed))
+    found = found.assign_coords(layer=("site", [layer for layer, _ in sites]))
+    if heads:
+        found = found.assign_coords(head=("site", [head for _, head in sites])).set_index(site=["layer", "head"])
+        found = found.unstack("site").transpose("layer", "head", ...)
+    else:
+        found = found.swap_dims(site="layer")
+    return found.assign_attrs(hops=hops, match=match, sequences=sequences, seed=seed, margin=MARGIN, level=LEVEL)
+
+
+def _answers(
+    model: HookedTransformer | FusedTransformer, pairs: MatchedPairs, sites: list[Site], letters_only: bool = False
+) -> Int[Tensor, "batch site_and_none position"]:
+    """Tokens answered after each transplant, and last without one."""
+    task = pairs.base.task
+    span = slice(task.first_letter, task.null) if letters_only else slice(None)
+    parts = []
+    for base, source in zip(pairs.base.tokens.split(_BATCH), pairs.source.tokens.split(_BATCH), strict=True):
+        runs = (*transplanted(model, base, source, sites), model(base))
+        parts.append(torch.stack([logits[..., span].argmax(-1) for logits in runs], dim=1))
+    return torch.cat(parts) + (task.first_letter if letters_only else 0)
+
+
+def _hits(
+    answers: Int[Tensor, "batch site position"], letters: Int[Tensor, "batch family hop position"], task: HopTask
+) -> Bool[Tensor, "batch site family hop position"]:
+    return answers[:, :, None, None] == torch.where(letters < 0, -1, letters + task.first_letter)[:, None]
+
+
+def _accuracies(
+    pairs: MatchedPairs, hops: int, answers: Int[Tensor, "batch site_and_none position"], seed: int
+) -> xr.Dataset:
+    """IIA of every prediction with its interval, and the three kinds of chance."""
+    task = pairs.base.task
+    letters = predicted(pairs.base, pairs.source, hops)
+    asked = (letters >= 0) & pairs.counted[:, None, None]
+    right = (_hits(answers, letters, task) & asked[:, None]).sum(-1).cpu()
+    counts = asked.sum(-1)[:, None].cpu()
+    moved, untouched = right[:, :-1], right[:, -1:]
+    low, high = bootstrap(moved.double(), counts.double().expand_as(moved), seed)
+    stranger = predicted(pairs.base, pairs.stranger(), hops)
+    asked = (stranger >= 0) & pairs.counted[:, None, None]
+    met = (_hits(answers[:, :-1], stranger, task) & asked[:, None]).sum((0, -1)).cpu()
+    n = counts.sum(0).double()
+    values = {"iia": moved.sum(0) / n, "low": low, "high": high}
+    values |= {"unmoved": (untouched.sum(0) / n).expand_as(low), "unrelated": met / asked.sum((0, -1)).cpu()}
+    values["guess"] = _guessed(pairs, letters).cpu().expand_as(low)
+    values["chance"] = (
+        torch.stack([values[name].double() for name in ("unmoved", "unrelated", "guess")]).nan_to_num().amax(0)
+    )
+    data: dict[str, Any] = {name: (("site", "family", "hop"), value.numpy()) for name, value in values.items()}
+    data["positions"] = (("family", "hop"), counts.sum((0, 1)).numpy())
+    return xr.Dataset(data, {"family": list(FAMILIES), "hop": range(hops + 1)})
+
+
+def _guessed(pairs: MatchedPairs, letters: Int[Tensor, "batch family hop position"]) -> Float[Tensor, "family hop"]:
+    """How often the best guess from the two letters that stand at i is what is predicted."""
+    task = pairs.base.task
+    size = task.alphabet_size
+    context = (pairs.base.tokens - task.first_letter) * size + pairs.source.tokens - task.first_letter
+    shares = []
+    for wanted in letters.flatten(1, 2).unbind(1):
+        asked = (wanted >= 0) & pairs.counted
+        table = torch.bincount(context[asked] * size + wanted[asked], minlength=size**3).view(size**2, size)
+        shares.append(table.amax(1).sum().double() / asked.sum())
+    return torch.stack(shares).view(letters.shape[1:3])
+
+
+def _judged(
+    found: xr.Dataset, pairs: MatchedPairs, hops: int, answers: Int[Tensor, "batch site_and_none position"], seed: int
+) -> xr.Dataset:
+    """Which prediction each site follows, and whether it is clear."""
+    bar = np.fmax(found.chance, found.untrained)
+    room = (1 - bar).where(bar < 1)  # what chance gives for certain tells nothing
+    share, share_low = (
+        ((x - bar) / room).stack(prediction=("family", "hop")).fillna(-np.inf) for x in (found.iia, found.low)
+    )
+    best = share.argmax("prediction")
+    letters = predicted(pairs.base, pairs.source, hops)
+    asked = (letters >= 0) & pairs.counted[:, None, None]
+    hits = (_hits(answers[:, :-1], letters, pairs.base.task) & asked[:, None]).flatten(2, 3)
+    asked, letters = asked.flatten(1, 2), letters.flatten(1, 2)
+    contests = []
+    for site, index in enumerate(best.values.tolist()):
+        apart = asked & asked[:, index, None] & (letters != letters[:, index, None])
+        won, lost = (hits[:, site, index, None] & apart).sum(-1).cpu(), (hits[:, site] & apart).sum(-1).cpu()
+        low, _ = bootstrap(won.double(), (won + lost).double(), seed)
+        contests.append(float(low[~low.isnan()].min()) if not low.isnan().all() else np.nan)
+    contest = xr.DataArray(contests, dims="site")
+    leading = share.isel(prediction=best)
+    surely = share_low.isel(prediction=best)
+    stands = (surely > MARGIN) & (contest > 0.5)
+    values = {"leading": leading.hop, "leading_family": leading.family, "share": leading, "share_low": surely}
+    values |= {"contest": contest, "best": leading.hop.where(stands, -1).astype(int)}
+    values |= {"best_family": leading.family.where(stands, "none")}
+    return xr.Dataset({name: ("site", value.values) for name, value in values.items()})
+
+
+def _own_models(
+    predictions: Mapping[str, Prediction],
+    pairs: MatchedPairs,
+    sites: list[Site],
+    answers: Int[Tensor, "batch site_and_none position"],
+    seed: int,
+) -> xr.Dataset:
+    """IIA of predictions that a researcher brings."""
+    says = {layer: [predict(layer, pairs.base, pairs.source) for predict in predictions.values()] for layer, _ in sites}
+    expected = torch.stack([torch.stack(says[layer], dim=1) for layer, _ in sites], dim=1)
+    right = ((answers[:, :-1, None] == expected) & pairs.counted[:, None, None]).sum(-1).cpu().double()
+    counts = pairs.counted.sum(-1)[:, None, None].cpu().double().expand_as(right)
+    low, high = bootstrap(right, counts, seed)
+    values = {"model_iia": right.sum(0) / counts.sum(0), "model_low": low, "model_high": high}
+    data: dict[str, Any] = {name: (("site", "prediction"), value.numpy()) for name, value in values.items()}
+    return xr.Dataset(data, {"prediction": list(predictions)})
