@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 Prediction = Callable[[int, Batch, Batch], Int[Tensor, "batch position"]]
-"""(layer, base, source) → the token answered at i when block `layer`'s output at i is the source's, for every i."""
+"""(layer, base, source) → the token answered at i with the source's output of block `layer` at i, for every i; −1 abstains."""
 
-FAMILIES = ("pointer", "content")
+FAMILIES = ("pointer", "content", "occurrence")
 MARGIN = 0.1
 """A block stands for a prediction only if that closes more than this share of the gap from chance to 1, at the lower end of
 its interval. Constructed circuits close all of it, untrained models none: of 248 the nearest ended at −0.11."""
@@ -36,29 +36,44 @@ _BATCH = 50
 def predicted(base: Batch, source: Batch, hops: int) -> Int[Tensor, "batch family hop position"]:
     """The letter answered at i if the block's output stands for "r hops done", r = 0 … k, families as in FAMILIES.
 
-    With q = find^r(i) in the source, the base's algorithm goes on from q. *Pointer*: hop_{k−r} of the base at q. *Content*:
-    the same after the base's letter at q is replaced by the source's, so that at r = k it is the source's own answer. −1
-    where there is no answer, and where content asks for a base that no model has seen, with X_{q−1} = X_q (r < k).
+    With q = find^r(i) in the source, the base's algorithm goes on from what was carried. *Pointer*, the position: hop_{k−r}
+    of the base at q. *Content*, letter and position: the same after the base's letter at q is replaced by the source's.
+    *Occurrence*, the letter and that it is its m-th occurrence: the next hop leads behind the base's occurrence m − 1. At
+    r = k these two are the source's own answer. −1 where there is no answer, and where the base would be one that no model
+    has seen (content, r < k: X_{q−1} = X_q) or would look at i itself (occurrence).
     """
     r = torch.arange(hops + 1, device=base.tokens.device)
     q = source.find[:, : hops + 1]
     rows = torch.arange(len(base), device=q.device)[:, None, None]
     left = (hops - r)[:, None].expand_as(q)
-    pointer = base.hop_letters[rows, left, q]
     letter = source.hop_letters[:, : hops + 1]
-    link = _links(base)[rows, letter.clamp_min(0), q]
-    onward = base.hop_letters[rows, (left - 1).clamp_min(0), link]
-    content = torch.where(left == 0, letter, onward.where(link < q, -1))
-    return torch.stack([pointer, content], dim=1)
+    latest, nth = _behind(base)
+    own = latest[rows, letter.clamp_min(0), q]
+    number = _occurrence_number(source)[rows, q] - 1
+    same = nth[rows, letter.clamp_min(0), number.clamp_min(0)]
+    links = torch.stack([own.where(own < q, 0), same.where(same < torch.arange(q.shape[-1], device=q.device), 0)], dim=1)
+    onward = base.hop_letters[rows[:, None], (left - 1).clamp_min(0)[:, None], links]
+    carried = torch.where(left[:, None] == 0, letter[:, None], onward)
+    return torch.cat([base.hop_letters[rows, left, q][:, None], carried], dim=1)
 
 
-def _links(batch: Batch) -> Int[Tensor, "batch letter position"]:
-    """find¹(q) if X_q were another letter: the position after its last occurrence left of q, or 0."""
+def _behind(batch: Batch) -> tuple[Int[Tensor, "batch letter position"], Int[Tensor, "batch letter number"]]:
+    """The positions after a letter's last occurrence left of each position, and after its n-th occurrence; 0 for none."""
     task, n = batch.task, batch.tokens.shape[1]
     letters = torch.arange(task.alphabet_size, device=batch.tokens.device) + task.first_letter
     seen = batch.tokens[:, None] == letters[:, None]
-    after = torch.where(seen, torch.arange(1, n + 1, device=seen.device), 0).cummax(-1).values
-    return torch.cat([torch.zeros_like(after[..., :1]), after[..., :-1]], dim=-1)
+    after = torch.where(seen, torch.arange(1, n + 1, device=seen.device), 0)
+    latest = after.cummax(-1).values.roll(1, -1)
+    latest[..., 0] = 0
+    nth = torch.zeros_like(after)
+    nth.scatter_reduce_(-1, torch.where(seen, seen.cumsum(-1), 0), after, "amax")
+    return latest, nth
+
+
+def _occurrence_number(batch: Batch) -> Int[Tensor, "batch position"]:
+    """How often X_i has occurred up to i, itself included."""
+    same = batch.tokens[:, :, None] == batch.tokens[:, None]
+    return same.tril().sum(-1)
 
 
 @torch.no_grad()
@@ -87,10 +102,10 @@ def transplant(
         heads: transplant each head's z instead of the whole resid_post; results gain a dim head.
         match: what base and source have in common at the positions counted (see MatchedPairs.draw).
         sequences: pairs drawn.
-        predictions: causal models of your own, by name: (layer, base, source) → the token at every i.
+        predictions: causal models of your own, by name: (layer, base, source) → the token at every i (−1: no prediction).
 
     Returns:
-        Dims layer, (head,) family (pointer, content), hop (r). `iia`, with `low`, `high` (95%, bootstrap over pairs).
+        Dims layer, (head,) family, hop (r). `iia`, with `low`, `high` (95%, bootstrap over pairs).
         `chance`, the largest of three: `unmoved`, how often the prediction is what the base run answers anyway; `unrelated`,
         how often the answer is the prediction for an unrelated source; `guess`, how often the prediction can be guessed from
         X_i and X′_i. `untrained`: IIA of an untrained model of the same sizes, which may name letters only. `positions`
@@ -229,8 +244,8 @@ def _own_models(
     """IIA of predictions that a researcher brings."""
     says = {layer: [predict(layer, pairs.base, pairs.source) for predict in predictions.values()] for layer, _ in sites}
     expected = torch.stack([torch.stack(says[layer], dim=1) for layer, _ in sites], dim=1)
-    right = ((answers[:, :-1, None] == expected) & pairs.counted[:, None, None]).sum(-1).cpu().double()
-    counts = pairs.counted.sum(-1)[:, None, None].cpu().double().expand_as(right)
+    asked = (expected >= 0) & pairs.counted[:, None, None]
+    right, counts = ((answers[:, :-1, None] == expected) & asked).sum(-1).cpu().double(), asked.sum(-1).cpu().double()
     low, high = bootstrap(right, counts, seed)
     values = {"model_iia": right.sum(0) / counts.sum(0), "model_low": low, "model_high": high}
     data: dict[str, Any] = {name: (("site", "prediction"), value.numpy()) for name, value in values.items()}

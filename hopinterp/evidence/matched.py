@@ -28,7 +28,7 @@ class MatchedPairs:
     def draw(
         cls, task: HopTask, hops: int, sequences: int, match: str, seed: int, device: str | torch.device = "cpu"
     ) -> MatchedPairs:
-        """MatchedPairs that agree, at the matched positions i, in what position i has of its own before anything is looked up.
+        """Pairs that agree, at the matched positions i, in what position i has of its own before anything is looked up.
 
         nothing: base and source are independent, every position counts. letter: X_i = X′_i. neighbour: also
         X_{i−1} = X′_{i−1} (both by choosing positions of independent pairs). occurrence: also i is the same occurrence of

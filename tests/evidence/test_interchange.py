@@ -63,24 +63,35 @@ def chain(letters, hops, i):
     return i
 
 
+def behind_the_same_occurrence(base, source, q, i):
+    """Where the next hop leads if q's letter and its occurrence number were carried: behind the occurrence before."""
+    places = [p for p in range(1, len(base)) if base[p] == source[q]]
+    number = source[1 : q + 1].count(source[q])
+    link = places[number - 2] + 1 if 2 <= number <= len(places) + 1 else 0
+    return link if link < i else 0
+
+
 def test_predictions_are_the_definition_s(small_task):
     k, pairs = 3, MatchedPairs.draw(small_task, 3, 6, "nothing", seed=4)
     base, source = ([[None, *row] for row in x.hop_letters[:, 0, 1:].tolist()] for x in (pairs.base, pairs.source))
-    found, seen = predicted(pairs.base, pairs.source, k), 0
+    found, seen = predicted(pairs.base, pairs.source, k), [0, 0, 0]
     for n in range(6):
         for r in range(k + 1):
             for i in range(1, 21):
                 q = chain(source[n], r, i)
                 end = chain(base[n], k - r, q)
-                assert found[n, 0, r, i] == (base[n][end] if end else -1)
+                pointer = base[n][end] if end else -1
                 other = list(base[n])
                 if q:
                     other[q] = source[n][q]
                 impossible = q > 1 and other[q - 1] == other[q] and r < k
                 end = 0 if impossible else chain(other, k - r, q)
-                assert found[n, 1, r, i] == (other[end] if end else -1)
-                seen += end > 0
-    assert seen > 100
+                content = other[end] if end else -1
+                end = chain(base[n], k - r - 1, behind_the_same_occurrence(base[n], source[n], q, i)) if q and r < k else 0
+                occurrence = base[n][end] if end else (source[n][q] if q and r == k else -1)
+                assert found[n, :, r, i].tolist() == [pointer, content, occurrence]
+                seen = [count + (letter >= 0) for count, letter in zip(seen, (pointer, content, occurrence), strict=True)]
+    assert min(seen) > 100
 
 
 def occurrences(batch):
@@ -135,9 +146,12 @@ def test_untrained_models_stand_for_nothing(small_task, seed, scale):
 
 
 def test_own_causal_models(depth3, task):
-    known = {"base": lambda layer, base, source: base.labels, "source": lambda layer, base, source: source.labels}  # noqa: ARG005
+    known = {"nothing": lambda layer, base, source: torch.full_like(base.labels, -1)}  # noqa: ARG005
+    known |= {"base": lambda layer, base, source: base.labels, "source": lambda layer, base, source: source.labels}  # noqa: ARG005
     found = hi.transplant(depth3, task, hops=2, sequences=20, predictions=known)
-    assert found.prediction.values.tolist() == ["base", "source"]
+    assert found.prediction.values.tolist() == ["nothing", "base", "source"]
+    assert found.model_iia.sel(prediction="nothing").isnull().all()
+    found = found.sel(prediction=["base", "source"])
     source = found.model_iia.sel(prediction="source")
     np.testing.assert_allclose(source, found.iia.sel(family="content", hop=2))
     np.testing.assert_allclose(found.model_iia.sel(prediction="base"), found.iia.sel(family="pointer", hop=0))
@@ -148,7 +162,7 @@ def test_own_causal_models(depth3, task):
 
 def test_heads_one_by_one(depth3, task):
     found = hi.transplant(depth3, task, hops=2, layers=[1], heads=True, sequences=20)
-    assert dict(found.iia.sizes) == {"layer": 1, "head": 4, "family": 2, "hop": 3}
+    assert dict(found.iia.sizes) == {"layer": 1, "head": 4, "family": 3, "hop": 3}
     assert found.best.dims == ("layer", "head")
     assert (found.iia.sel(family="pointer", hop=0) > found.iia.sel(family="content", hop=2)).all()
 
