@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hopinterp.errors import HopInterpError as HopInterpError
+    from hopinterp.evidence.ablation import ablate as ablate
+    from hopinterp.evidence.ablation import ablated as ablated
     from hopinterp.evidence.attention import align as align
     from hopinterp.evidence.behaviour import evaluate as evaluate
     from hopinterp.evidence.counterfactuals import Pairs as Pairs
@@ -55,6 +57,8 @@ _ROOMS = {
     "resolved": "evidence.probes",
     "mpc_hop": "theory.doubling",
     "mpc_costs": "theory.doubling",
+    "ablate": "evidence.ablation",
+    "ablated": "evidence.ablation",
     "Pairs": "evidence.counterfactuals",
     "draw_pairs": "evidence.counterfactuals",
     "patch": "evidence.patching",

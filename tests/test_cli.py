@@ -245,3 +245,52 @@ def test_bad_training_gets_one_line_and_nothing_is_written(run, model, tmp_path,
     assert err.count("\n") == 1
     assert words in err
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_patch_json(run, model, tmp_path):
+    arguments = ("patch", model, "--hops", 2, "--sequences", 20, "--json", "--plot", tmp_path / "cone.svg")
+    status, out, err = run(*arguments)
+    found = one_json(out)
+    assert (status, err) == (0, "")
+    assert (found["site"], found["by"], found["metric"]) == ("resid_post", "chain", "probability")
+    assert found["axes"] == ["layer", "chain", "where"]
+    assert [len(found["effect"]), len(found["effect"][0]), len(found["low"][0][0])] == [2, 3, 2]
+    assert found["settings"]["direction"] == "noising"
+    assert (tmp_path / "cone.svg").read_text().startswith("<?xml")
+    assert one_json(run(*arguments)[1]) == found
+
+
+def test_patch_by_position_and_head(run, model):
+    settings = ("--site", "z", "--by", "position", "--pairs", "one-link", "--link", 2, "--sequences", 5)
+    status, out, _ = run("patch", model, "--hops", 2, *settings, "--json")
+    found = one_json(out)
+    assert status == 0
+    assert found["axes"] == ["layer", "head", "position"]
+    assert [len(found["effect"]), len(found["effect"][0]), len(found["effect"][0][0])] == [2, 2, 21]
+    assert (found["metric"], found["settings"]["link"]) == ("logit_difference", 2)
+    status, out, _ = run("patch", model, "--hops", 2, *settings)
+    assert status == 0
+    assert "Effect of patching z (denoising, 5 one-link pairs, k = 2) on the answer's logit difference" in out
+
+
+def test_patch_table(run, model):
+    status, out, _ = run("patch", model, "--hops", 2, "--sequences", 20, "--metric", "logit_difference")
+    assert status == 0
+    assert "off chain" in out
+    assert "The answer at i hangs on chain positions: block 0: " in out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("--metric", "loss"), "it is one of logit_difference, probability, accuracy"),
+        (("--site", "resid"), "it is one of resid_pre"),
+        (("--pairs", "swap"), "resample or one-link"),
+        (("--link", "1"), "it is for one-link pairs"),
+        (("--by", "head"), "position, chain or all"),
+    ],
+)
+def test_patch_refuses(run, model, settings, message):
+    status, out, err = run("patch", model, "--hops", 2, *settings)
+    assert (status, out) == (2, "")
+    assert message in err

@@ -1,3 +1,74 @@
 """The front door to the evidence that changes a run: patch, transplant."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hopinterp.cli.shared import (
+    Device,
+    Hops,
+    Json,
+    Model,
+    Plot,
+    Seed,
+    app,
+    check_drawable,
+    counting,
+    draw,
+    find_device,
+    print_json,
+    show,
+)
+from hopinterp.errors import HopInterpError
+
+
+@app.command()
+def patch(
+    model: Model,
+    hops: Hops,
+    site: Annotated[
+        str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out, mlp_out, or a head's z, q, k, v, pattern.")
+    ] = "resid_post",
+    by: Annotated[str, typer.Option(help="chain: find^j(i) and the place before it; position; or all at once.")] = "chain",
+    pairs: Annotated[
+        str, typer.Option(help="resample: an independent sequence; one-link: one letter changed.")
+    ] = "resample",
+    link: Annotated[int | None, typer.Option(help="j of one-link pairs; drawn for each pair by default.")] = None,
+    direction: Annotated[
+        str | None, typer.Option(help="noising (default along the chain) or denoising (default by position).")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="logit_difference (default by position), probability (along the chain), accuracy.")
+    ] = None,
+    sequences: Annotated[int, typer.Option(help="Pairs of sequences to average over.")] = 100,
+    memory: Annotated[int, typer.Option(min=1, help="MiB for the activations of runs that are batched together.")] = 256,
+    seed: Seed = 0,
+    device: Device = "auto",
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Activation patching: where, at each block, the information is that the answer needs."""
+    from hopinterp.evidence.effects import METRICS
+    from hopinterp.evidence.patching import patch as run_patch
+    from hopinterp.models import store
+    from hopinterp.views import tables
+
+    metric = metric or ("probability" if by == "chain" else "logit_difference")
+    if metric not in METRICS:
+        raise HopInterpError(f"--metric is {metric!r}; it is one of {', '.join(METRICS)}")
+    network, card = store.load_fused(model, find_device(device))
+    check_drawable(plot)
+    with counting("patching") as report:
+        found = run_patch(
+            network, card.task, hops, site=site, by=by, pairs=pairs, link=link, direction=direction,  # type: ignore[arg-type]
+            sequences=sequences, seed=seed, memory=memory * 2**20, report=report,
+        )  # fmt: skip
+    title = f"{Path(model).name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"
+    draw(plot, "light_cone" if by == "chain" else "patch_heatmap", found, metric=metric, title=title)
+    if as_json:
+        print_json(tables.patch_json(found, metric))
+    else:
+        show(tables.patch_table(found, metric), tables.patch_reading(found, metric))

@@ -79,8 +79,9 @@ def patch(
         the scale where 0 is the corrupt run and 1 the clean one (1 − effect when noising). NaN where the metric does not
         tell the clean from the corrupt run. `clean`, `corrupt` [metric]: the unpatched runs. By chain also `pairs`
         [chain, where], how many count (where a place is both on the chain and before it, see `Pairs.distinct`, the pair is
-        left out), and the control `off_chain` with `off_chain_low`, `off_chain_high`: the effect at one random place
-        before i that is neither.
+        left out), the control `off_chain` with `off_chain_low`, `off_chain_high`: the effect at one random place
+        before i that is neither, and `matters` [metric, layer, …, chain, where], the light cone itself: whether `low` is
+        above the bar (in attrs), half of what breaking every answer would show.
 
     Raises:
         HopInterpError: a setting out of range, or a site that the model lacks.
@@ -93,13 +94,26 @@ def patch(
     run = runner(model, task)
     per_head = site_of(site, run).per_head
     fast = isinstance(run, FusedTransformer) and site in (*RESID_SITES, "z") and by != "all" and not by_hooks
-    exchange = Exchange(run if fast else hooked(model, task), chosen, direction)
+    exchange = _Swept(run, chosen, direction) if fast else Exchange(hooked(model, task), chosen, direction)
     places = _Places.of(chosen, by, seed)
     sweep = _patched_by_sweeps if fast else patched_by_hooks
     values = measure(sweep(exchange, site, places.positions, memory, report), chosen.right, chosen.wrong)
     found = places.dataset(values if per_head else values[:, :, 0], exchange, per_head, seed)
+    if by == "chain":
+        found["matters"] = found.low > bar(chosen, direction)
+        found = found.assign_attrs(bar=bar(chosen, direction))
     settings = {"hops": hops, "site": site, "by": by, "direction": direction, **describe(chosen), "seed": seed}
-    return found.assign_attrs(settings | {"level": LEVEL, "weights": weights_note(run)})
+    return found.assign_attrs(found.attrs | settings | {"level": LEVEL, "weights": weights_note(run)})
+
+
+def bar(pairs: Pairs, direction: Direction) -> float:
+    """Half of the effect that a place of the light cone has where a model uses it and nothing else.
+
+    That is 1 where the patch decides between the pair's two answers; noise from an independent sequence sends the answer
+    anywhere, so that 1/|Σ| of the answers are right by chance.
+    """
+    anywhere = direction == "noising" and pairs.link is None
+    return 0.5 * (1 - 1 / pairs.clean.task.alphabet_size if anywhere else 1.0)
 
 
 def choose_pairs(
@@ -119,6 +133,17 @@ def describe(pairs: Pairs) -> dict[str, Any]:
     if pairs.link is None:
         return settings
     return settings | {"link": int(pairs.link[0]) if len(pairs.link.unique()) == 1 else "drawn"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Swept(Exchange):
+    """An exchange whose unpatched logits come from the sweeps too: patches that change nothing have exactly no effect."""
+
+    def read_logits(self, tokens: Int[Tensor, "pair position"]) -> Float[Tensor, "pair d_vocab"]:
+        """The model's logits at each pair's watched position: those of a run patched with its own activation."""
+        first: Any = torch.zeros(len(tokens), 1, dtype=torch.long, device=tokens.device)
+        model: Any = self.model
+        return resid_sweep(model, tokens, tokens, read=self.pairs.position, positions=first)[0, 0]
 
 
 def _patched_by_sweeps(

@@ -112,6 +112,64 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
         return figure
 
 
+def light_cone(found: xr.Dataset, metric: str, title: str = "") -> Figure:
+    """Effect of patching at each chain position, and before it, by block (or head): where the answer's information is.
+
+    Args:
+        found: what `patch` returned, by="chain".
+    """
+    one = found.sel(metric=metric)
+    rows = ("layer", "head") if "head" in one.dims else ("layer",)
+    stacked = one.stack(unit=rows).transpose("unit", "chain", "where")
+    labels = [".".join(map(str, np.atleast_1d(unit))) for unit in stacked.unit.values.tolist()]
+    with _style():
+        figure = Figure(figsize=(2 + 0.55 * one.sizes["chain"], 1.2 + 0.24 * len(labels)))
+        panels = figure.subplots(1, 2, sharey=True)
+        titles = {"at": "at find$^j$(i)", "before": "one before it"}
+        for axes, where in zip(panels, one["where"].values, strict=True):
+            cell = stacked.sel(where=where)
+            image = axes.imshow(cell.effect, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            for unit, j in np.argwhere(cell.matters.values):
+                axes.plot(j, unit, "s", ms=7, mfc="none", mec="white", mew=1.2)
+            axes.set_xticks(range(one.sizes["chain"]), one.chain.values)
+            axes.set(xlabel="j", title=titles[str(where)])
+        panels[0].set_yticks(range(len(labels)), labels, fontsize=9 if rows == ("layer",) else 7)
+        panels[0].set_ylabel("block" if rows == ("layer",) else "layer.head")
+        words = metric.replace("_", " ")
+        figure.suptitle(
+            title or f"{found.attrs['site']}, {found.attrs['direction']}, k = {found.attrs['hops']}", fontsize=10
+        )
+        figure.colorbar(image, ax=panels, label=f"effect ({words})", shrink=0.9)
+        return figure
+
+
+def patch_heatmap(found: xr.Dataset, metric: str, title: str = "") -> Figure:
+    """Effect of patching at every position, by block or head, as TransformerLens's patching pictures have it.
+
+    Args:
+        found: what `patch` returned, by="position" (or "all": one column).
+    """
+    one = found.effect.sel(metric=metric)
+    rows = ("layer", "head") if "head" in one.dims else ("layer",)
+    one = one if "position" in one.dims else one.expand_dims(position=["all"])
+    stacked = one.stack(unit=rows).transpose("unit", "position")
+    labels = [".".join(map(str, np.atleast_1d(unit))) for unit in stacked.unit.values.tolist()]
+    limit = max(1.0, float(abs(one).max()) if bool(one.notnull().any()) else 1.0)
+    with _style():
+        figure = Figure(figsize=(7.2 if one.sizes["position"] > 1 else 3, 1.2 + 0.24 * len(labels)))
+        axes = figure.subplots()
+        # effects have a sign: white is none
+        image = axes.imshow(stacked, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        axes.set_yticks(range(len(labels)), labels, fontsize=9 if rows == ("layer",) else 7)
+        if one.sizes["position"] == 1:
+            axes.set_xticks([])
+        settings = found.attrs
+        axes.set_title(title or f"{settings['site']}, {settings['direction']}, k = {settings['hops']}")
+        axes.set(xlabel="position", ylabel="block" if rows == ("layer",) else "layer.head")
+        figure.colorbar(image, ax=axes, label=f"effect ({metric.replace('_', ' ')})", shrink=0.9)
+        return figure
+
+
 def check_drawable(target: Path) -> None:
     """Raise HopInterpError if no figure could be written here: ask before the work, not after it."""
     kinds = Figure().canvas.get_supported_filetypes()

@@ -154,6 +154,91 @@ def probe_reading(found: xr.Dataset) -> str:
     return f"{key}\n{who} {seen} of {hops} hops. Theory: {theory}."
 
 
+def patch_json(found: xr.Dataset, metric: str) -> dict[str, Any]:
+    """What `patch` found by one metric: `effect`, `low` and `high` as [layer][head, where there are heads][place …]."""
+    one = found.sel(metric=metric)
+    by = found.attrs["by"]
+    names = ["effect", "low", "high", "normalised"]
+    if by == "chain":
+        names += ["matters", "pairs", "off_chain", "off_chain_low", "off_chain_high"]
+    values = {name: one[name].values.tolist() for name in names}
+    ends = {name: float(one[name]) for name in ("clean", "corrupt")}
+    axes = list(one.effect.dims)
+    return {
+        "site": found.attrs["site"],
+        "by": by,
+        "metric": metric,
+        "axes": axes,
+        **values,
+        **ends,
+        "settings": dict(found.attrs),
+    }
+
+
+def patch_table(found: xr.Dataset, metric: str) -> Table:
+    """A row a block or head: along the chain all effects, those that matter in green; else the largest few."""
+    one = found.sel(metric=metric)
+    rows = _units(one)
+    if found.attrs["by"] != "chain":
+        table = _table("unit", "effect", "95% interval", "at", "next")
+        for name, unit in rows:
+            row = unit.expand_dims("position") if "position" not in unit.dims else unit
+            order = abs(row.effect).fillna(-1).argsort()[::-1][:4].values
+            best = row.isel(position=int(order[0]))
+            others = "  ".join(f"{p}: {float(row.effect[p]):.2f}" for p in order[1:])
+            where = str(int(order[0])) if "position" in one.dims else "all"
+            table.add_row(
+                name, f"{float(best.effect):.2f}", f"{float(best.low):.2f} – {float(best.high):.2f}", where, others
+            )
+        return table
+    table = _table("unit", "place", *(str(j) for j in one.chain.values), "off chain")
+    for where in one["where"].values:
+        for name, unit in rows:
+            cells = unit.sel(where=where)
+            shown = [(f"{x:.2f}", bool(green)) for x, green in zip(cells.effect.values, cells.matters.values, strict=True)]
+            marked = (f"[bold green]{text}[/]" if green else text for text, green in shown)
+            table.add_row(name, str(where), *marked, f"[dim]{float(unit.off_chain):.2f}" if where == "at" else "")
+    return table
+
+
+def patch_reading(found: xr.Dataset, metric: str) -> str:
+    """What was done, and where the answer's information was found."""
+    one, settings = found.sel(metric=metric), found.attrs
+    done = f"{settings['direction']}, {settings['sequences']} {settings['pairs']} pairs, k = {settings['hops']}"
+    words = metric.replace("_", " ")
+    key = f"Effect of patching {settings['site']} ({done}) on the answer's {words}: 0 no change, 1 the other run's answer."
+    if bool(one.effect.isnull().all()):
+        return f"{key}\nNothing to measure: the model's {words} does not tell the clean from the corrupt sequences."
+    if settings["by"] != "chain":
+        flat = abs(one.effect).stack(cell=one.effect.dims)
+        place = dict(zip(one.effect.dims, flat.cell.values[int(flat.argmax())], strict=True))
+        named = ", ".join(f"{'block' if name == 'layer' else name} {value}" for name, value in place.items())
+        return f"{key}\nLargest: {float(one.effect.sel(place)):.2f} at {named}."
+    key += f" Place j: at find^j(i), or before it. Green: it matters, the interval lies above {settings['bar']:.2f}."
+    key += " In part: above that of a place off the chain."
+    parts = [f"{name}: {_where_it_matters(unit)}" for name, unit in _units(one)]
+    return f"{key}\nThe answer at i hangs on chain positions: {'; '.join(parts)}."
+
+
+def _where_it_matters(unit: xr.Dataset) -> str:
+    """Chain positions that matter; in brackets those that do in part: more than a place off the chain."""
+    partly = (unit.low > unit.off_chain_high) & ~unit.matters
+
+    def listed(marked: xr.DataArray) -> str:
+        places = [(j, where) for where in ("at", "before") for j in marked.chain.values[marked.sel(where=where).values]]
+        return ", ".join(f"{j}" if where == "at" else f"before {j}" for j, where in places)
+
+    return (listed(unit.matters) or "none") + (f" (in part {listed(partly)})" if bool(partly.any()) else "")
+
+
+def _units(one: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
+    """Blocks, or heads where there are some, by name."""
+    layers = one.layer.values.tolist()
+    if "head" not in one.dims:
+        return [(f"block {layer}", one.sel(layer=layer)) for layer in layers]
+    return [(f"{layer}.{head}", one.sel(layer=layer, head=head)) for layer in layers for head in one["head"].values.tolist()]
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:

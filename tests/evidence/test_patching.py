@@ -132,7 +132,7 @@ def test_the_chain_picture_names_its_control_and_counts_its_pairs(depth3, short_
     found = patch(depth3, short_task, 2, by="chain", sequences=30, seed=1)
     assert found.attrs | {"weights": ""} == {
         "hops": 2, "site": "resid_post", "by": "chain", "direction": "noising", "pairs": "resample", "sequences": 30,
-        "redrawn": found.attrs["redrawn"], "seed": 1, "level": 0.95, "weights": "",
+        "redrawn": found.attrs["redrawn"], "seed": 1, "level": 0.95, "bar": 0.375, "weights": "",
     }  # fmt: skip
     assert (
         found.attrs["weights"] == "layer norm with its weights; W_U not centred; writing weights not centred; b_V not zero"
@@ -146,9 +146,31 @@ def test_the_chain_picture_names_its_control_and_counts_its_pairs(depth3, short_
     assert (seen.effect.sel(layer=2, chain=[1, 2]) == 0).all()
     assert (seen.effect.sel(layer=0, where="at") > 0.4).all()
     assert (seen.off_chain < 0.25).all()
+    assert seen.matters.sel(layer=0, where="at").all()
+    assert not seen.matters.sel(layer=[1, 2], where="before").any()
+    assert seen.matters.sel(layer=2).sum() == 1
     assert (found.low <= found.effect + 1e-9).all()
     assert (found.high >= found.effect - 1e-9).all()
     assert float(found.clean.sel(metric="accuracy")) == 1
+
+
+def test_the_bar_is_half_of_what_a_broken_answer_shows(depth3, short_task):
+    cases = (("resample", "noising", 0.375), ("resample", "denoising", 0.5), ("one-link", "noising", 0.5))
+    for kind, direction, bar in cases:
+        found = patch(depth3, short_task, 2, by="chain", pairs=kind, direction=direction, sequences=4)
+        assert found.attrs["bar"] == bar
+
+
+def test_denoising_one_link_follows_the_news(depth3, short_task):
+    """The letter at find²(i) changed: only there is it known at first, and at the end only at i."""
+    found = patch(
+        depth3, short_task, 2, site="resid_pre", by="chain", pairs="one-link", link=2, direction="denoising", sequences=40
+    ).effect.sel(metric="logit_difference", where="at")
+    np.testing.assert_allclose(found.sel(layer=0), [0, 0, 1], atol=1e-5)
+    final = patch(
+        depth3, short_task, 2, by="chain", pairs="one-link", link=2, direction="denoising", sequences=40
+    ).effect.sel(metric="logit_difference", where="at")
+    np.testing.assert_allclose(final.sel(layer=2), [1, 0, 0], atol=1e-5)
 
 
 def test_an_untrained_model_has_no_scale_to_measure_on(short_task):

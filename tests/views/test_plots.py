@@ -33,6 +33,26 @@ def test_probe_staircase(small_model, small_task):
     np.testing.assert_allclose(np.asarray(axes.collections[0].get_array()).reshape(2, 5), found.accuracy)
 
 
+def test_light_cone(small_model, small_task):
+    for site, rows in (("resid_post", ["0", "1"]), ("z", ["0.0", "0.1", "1.0", "1.1"])):
+        found = hi.patch(small_model, small_task, 2, site=site, by="chain", sequences=20)
+        panels = plots.light_cone(found, "logit_difference").axes[:2]
+        assert [label.get_text() for label in panels[0].get_yticklabels()] == rows
+        for axes, where in zip(panels, ("at", "before"), strict=True):
+            one = found.sel(metric="logit_difference", where=where)
+            np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), one.effect.values.reshape(-1, 3))
+            assert len(axes.lines) == int(one.matters.sum())
+
+
+def test_patch_heatmap(small_model, small_task):
+    for site, by, shape in (("resid_pre", "position", (2, 21)), ("z", "position", (4, 21)), ("z", "all", (4, 1))):
+        found = hi.patch(small_model, small_task, 2, site=site, by=by, sequences=5)
+        axes = plots.patch_heatmap(found, "probability", title="a model").axes[0]
+        expected = found.effect.sel(metric="probability").values.reshape(shape)
+        np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), expected)
+        assert axes.get_title("left") == "a model"
+
+
 def test_unwritable_places_are_named(small_model, small_task, tmp_path):
     figure = plots.error_curve(hi.evaluate(small_model, small_task, sequences=2))
     with pytest.raises(HopInterpError, match="the ending must be one of"):
