@@ -71,6 +71,42 @@ def import_(
 
 
 @app.command()
+def construct(
+    out: Annotated[Path, typer.Option(help="The model directory to write.")],
+    algorithm: Annotated[str, typer.Option(help="lookup, successor or sequential.")] = "lookup",
+    hops: Annotated[int | None, typer.Option(help="k, which the model computes whatever it is asked.")] = None,
+    multi_task: Annotated[
+        bool, typer.Option("--multi-task", help="Instead read k from the first token, up to --max-hops.")
+    ] = False,
+    letters: Annotated[int, typer.Option(help="Letters in a sequence.")] = 98,
+    alphabet: Annotated[int, typer.Option(help="Size of the alphabet.")] = 4,
+    max_hops: Annotated[int, typer.Option(help="The largest k that has a token.")] = 16,
+    overwrite: Annotated[bool, typer.Option(help="Replace a model directory that is there.")] = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a model whose weights are set by hand: the theorem's circuit, or one that it must be told from."""
+    if (hops is None) != multi_task:
+        raise HopInterpError("construct needs --hops K for a model of one k, or --multi-task for one that reads k")
+    from hopinterp.models import store
+    from hopinterp.task import HopTask
+    from hopinterp.theory.construction import Construction
+    from hopinterp.views import tables
+
+    task = HopTask(letters, alphabet, max_hops)
+    made = Construction.of(task, hops, algorithm)
+    store.check_free(out, overwrite)
+    with working("measuring its errors"):
+        errors = _measure(made.fused, task, 100, seed, None if hops is None else [hops])
+    how = {"how": f"constructed: {algorithm}, " + ("every k" if hops is None else f"k = {hops}")}
+    card = store.save(out, made.fused, task, how | {"algorithm": algorithm, "hops": hops}, errors, overwrite)
+    if as_json:
+        print_json(json.loads(card.to_json()))
+        return
+    show(None, tables.model_reading(out, card))
+
+
+@app.command()
 def train(
     out: Annotated[Path | None, typer.Option(help="The run directory to make; the model will be in it.")] = None,
     resume: Annotated[
@@ -152,11 +188,13 @@ def train(
     show(None, tables.model_reading(directory, store.read_card(directory / record.MODEL)))
 
 
-def _measure(model: FusedTransformer, task: HopTask, sequences: int, seed: int = 0) -> dict[str, Any]:
+def _measure(
+    model: FusedTransformer, task: HopTask, sequences: int, seed: int = 0, hops: list[int] | None = None
+) -> dict[str, Any]:
     from hopinterp.evidence.behaviour import evaluate
     from hopinterp.views.tables import errors_json
 
-    return errors_json(evaluate(model, task, sequences=sequences, seed=seed))
+    return errors_json(evaluate(model, task, hops, sequences, seed))
 
 
 @contextmanager

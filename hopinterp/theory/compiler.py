@@ -109,19 +109,36 @@ class Geometry:
         return self.weights / (self.weights + m[:, None])
 
     @cached_property
-    def quadratic(self) -> tuple[Float[Tensor, "three two"], Float[Tensor, " three"], float]:
-        """Matrix and constant that give (1, t, t²)/Q from a count field, t = m − n/2 and Q = (b + m)(b′ + m), and the scale.
-
-        With them −scale·(t_key − t_query + 1)²/(Q Q) is bilinear: it is 0 where the key's count is the query's less one,
-        and under −MARGIN elsewhere.
-        """
-        m = torch.tensor([1.0, self.task.n_letters / 2, self.task.n_letters], dtype=torch.float64)
+    def quadratic(self) -> tuple[Float[Tensor, "two three"], Float[Tensor, " three"]]:
+        """Matrix and constant that give (1, t, t²)/Q from a count field, with t = m − n/2 and Q = (b + m)(b′ + m)."""
+        m = torch.tensor([1.0, self.task.n_letters / 2 + 1, self.task.n_letters + 1], dtype=torch.float64)
         features = torch.cat([self.counts(m), torch.ones(3, 1, dtype=torch.float64)], dim=1)
-        t, q = m - self.task.n_letters / 2, (self.weights + m[:, None]).prod(1)
-        wanted = torch.stack([torch.ones_like(t), t, t.square()], dim=1) / q[:, None]
-        found = torch.linalg.solve(features, wanted)  # exact at three counts, hence at all
-        scale = MARGIN * float((self.weights + self.task.n_letters).prod()) ** 2
-        return found[:2], found[2], scale
+        found = torch.linalg.solve(features, self._powers(m) / self._q(m)[:, None])  # exact at three counts, hence at all
+        return found[:2], found[2]
+
+    @cached_property
+    def fallback(self) -> tuple[Float[Tensor, " three"], float, float]:
+        """Where the hop token stands among the penalties scale·(t_key + 1 − t)²/(Q_key Q) of a query with count t.
+
+        A polynomial g of degree 2 near ½/Q: the hop token pays scale·g/Q, half of what a key pays whose count is off by one.
+
+        Returns:
+            g as coefficients of (1, t, t²); the scale, so that both halves are at least MARGIN; and the most it pays.
+        """
+        m = torch.arange(self.task.n_letters + 1, dtype=torch.float64)
+        powers, q = self._powers(m), self._q(m)
+        g = torch.linalg.lstsq(powers * q[:, None], torch.full((len(m), 1), 0.5, dtype=torch.float64)).solution[:, 0]
+        pays = (powers @ g) / q
+        # the cheapest key that is off by one has a count of one more, hence the query's own count
+        scale = MARGIN / float(torch.minimum(pays, 1 / q.square() - pays).min())
+        return g, scale, scale * float(pays.max())
+
+    def _powers(self, m: Float[Tensor, " count"]) -> Float[Tensor, "count three"]:
+        t = m - self.task.n_letters / 2
+        return torch.stack([torch.ones_like(t), t, t.square()], dim=1)
+
+    def _q(self, m: Float[Tensor, " count"]) -> Float[Tensor, " count"]:
+        return (self.weights + m[:, None]).prod(1)
 
     def size(self, kind: str) -> int:
         """Dimensions of a field."""
@@ -155,22 +172,23 @@ class Geometry:
         return found if head.gate is None else [*found, _gate(head.gate, spread + 2 * MARGIN)]
 
     def _after(self, letter: Field, count: Field) -> tuple[list[Term], float]:
-        """The letter must agree, and the key's count be one less. The hop token, whose own count is taken out of the score,
-        wins where nothing agrees. A letter's first occurrence has no earlier one, and the next best key is a count away:
-        with the weights above that costs 20 MARGIN there (Q is small), so a hop token 10 MARGIN below a match decides."""
-        matrix, constant, scale = self.quadratic
+        """The letter must agree, and the key's count be one less: a letter off, or a count, costs more than the hop token
+        pays, so that it wins where nothing agrees."""
+        matrix, constant = self.quadratic
+        g, scale, most = self.fallback
         # (t_key + 1 − t)² = t_key² + 2 t_key (1 − t) + (1 − t)², as rows (1, t, t²) of the query by columns of the key
         form = torch.tensor([[1.0, 2.0, 1.0], [-2.0, -2.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
-        start = self.counts(torch.zeros(1, dtype=torch.float64)) @ matrix + constant
+        own = self.counts(torch.zeros(1, dtype=torch.float64)) @ matrix + constant  # the hop token's own count, taken out
+        start = torch.linalg.solve(form, g) - own
         penalty = Term(
             {count: -scale * matrix @ form},
-            {PREVIOUS_COUNT: matrix, START: -start},
+            {PREVIOUS_COUNT: matrix, START: start},
             -scale * constant @ form,
             constant,
         )
+        bonus = 2 * most + MARGIN
         letters = torch.eye(self.task.alphabet_size, dtype=torch.float64)
-        agree = Term({letter: letters * 40 * MARGIN}, {PREVIOUS_LETTER: letters})
-        return [penalty, agree, _bonus(30 * MARGIN)], 40 * MARGIN
+        return [penalty, Term({letter: letters * bonus}, {PREVIOUS_LETTER: letters}), _bonus(bonus)], bonus
 
 
 def _bonus(score: float) -> Term:
