@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hopinterp.evidence.patching import patch as patch
     from hopinterp.evidence.probes import probe as probe
     from hopinterp.evidence.probes import resolved as resolved
+    from hopinterp.evidence.subspaces import transplant_subspaces as transplant_subspaces
     from hopinterp.models.fused import FusedTransformer as FusedTransformer
     from hopinterp.models.gpt2 import import_gpt2 as import_gpt2
     from hopinterp.models.spec import ModelSpec as ModelSpec
@@ -54,6 +55,7 @@ _ROOMS = {
     "align": "evidence.attention",
     "probe": "evidence.probes",
     "transplant": "evidence.interchange",
+    "transplant_subspaces": "evidence.subspaces",
     "resolved": "evidence.probes",
     "mpc_hop": "theory.doubling",
     "mpc_costs": "theory.doubling",

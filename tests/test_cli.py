@@ -84,6 +84,27 @@ def test_attention_json(run, model):
     assert (len(found["scores_valid"][0]), len(found["previous_token"]), len(found["previous_token"][0])) == (2, 2, 2)
 
 
+def test_transplant_json(run, model):
+    status, out, err = run("transplant", model, "--hops", 2, "--sequences", 20, "--json")
+    found = one_json(out)
+    assert (status, err, found["hops"]) == (0, "", 2)
+    assert [row["layer"] for row in found["layers"]] == [0, 1]
+    for row in found["layers"]:
+        for family in ("pointer", "content", "occurrence"):
+            assert set(row[family]) == set(row["chance"][family]) == set(row["untrained"][family]) == {"0", "1", "2"}
+        assert (row["best"], row["family"]) == (None, "none")
+        leading = row[row["leading"]["family"]][str(row["leading"]["hop"])]
+        assert row["low"] <= leading <= row["high"]
+    assert found["settings"]["match"] == "nothing"
+
+
+def test_transplant_table_and_heads(run, model):
+    _, out, _ = run("transplant", model, "--hops", 2, "--sequences", 20, "--layer", 1)
+    assert "At k = 2: block 1 none." in out
+    found = one_json(run("transplant", model, "--hops", 2, "--sequences", 20, "--heads", "--match", "letter", "--json")[1])
+    assert [(row["layer"], row["head"]) for row in found["layers"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 def test_undefined_numbers_are_null(run, tmp_path, small_model, small_task):
     from dataclasses import replace
 
@@ -99,6 +120,7 @@ def test_undefined_numbers_are_null(run, tmp_path, small_model, small_task):
         ("eval", "--sequences", 4),
         ("attention", "--hops", 2, "--sequences", 4),
         ("probe", "--hops", 2, "--method", "ridge", "--sequences", 8, "--train-sequences", 8),
+        ("transplant", "--hops", 2, "--sequences", 20),
     ],
 )
 @pytest.mark.parametrize("ending", ["png", "svg"])
@@ -151,6 +173,8 @@ def test_import_of_a_paper_checkpoint(run, paper, tmp_path):
         (("probe", "MODEL", "--hops", "2", "--layer", "-1"), "layer is -1"),
         (("probe", "MODEL", "--hops", "2", "--target", "colour"), "target is 'colour'"),
         (("attention", "MODEL", "--hops", "99"), "hops is 99"),
+        (("transplant", "MODEL", "--hops", "2", "--match", "all"), "match is 'all'"),
+        (("transplant", "MODEL", "--hops", "2", "--heads", "--plot", "f.png"), "--plot and --heads do not go together"),
         (("models", "nowhere"), "no directory nowhere"),
         (("import", "nowhere.pt", "--heads", "4", "--out", "new"), "no file nowhere.pt"),
         (("import", "junk.pt", "--heads", "4", "--out", "new"), "junk.pt is no checkpoint"),

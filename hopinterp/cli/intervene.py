@@ -21,6 +21,7 @@ from hopinterp.cli.shared import (
     find_device,
     print_json,
     show,
+    working,
 )
 from hopinterp.errors import HopInterpError
 
@@ -72,3 +73,39 @@ def patch(
         print_json(tables.patch_json(found, metric))
     else:
         show(tables.patch_table(found, metric), tables.patch_reading(found, metric))
+
+
+@app.command()
+def transplant(
+    model: Model,
+    hops: Hops,
+    layer: Annotated[int | None, typer.Option(help="One block, counted from 0; every block by default.")] = None,
+    heads: Annotated[bool, typer.Option("--heads", help="Each head's output instead of the block's.")] = False,
+    match: Annotated[
+        str, typer.Option(help="What both sequences share at i: nothing, letter, neighbour (also the left one), occurrence.")
+    ] = "nothing",
+    sequences: Annotated[int, typer.Option(help="Pairs of sequences.")] = 100,
+    seed: Seed = 0,
+    device: Device = "auto",
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Interchange interventions: what each block's output stands for, "r hops done" or nothing of the kind."""
+    from hopinterp.evidence.interchange import transplant as run_transplant
+    from hopinterp.models import store
+    from hopinterp.views import tables
+
+    network, card = store.load_fused(model, find_device(device))
+    check_drawable(plot)
+    if heads and plot is not None:
+        raise HopInterpError("the figure is of whole blocks: --plot and --heads do not go together")
+    layers = None if layer is None else [layer]
+    with working("transplanting"):
+        found = run_transplant(
+            network, card.task, hops, layers, heads=heads, match=match, sequences=sequences, seed=seed
+        )  # fmt: skip
+    draw(plot, "iia_by_r", found, title=f"{Path(model).name}, k = {hops}: what a block's output stands for")
+    if as_json:
+        print_json(tables.transplant_json(found))
+    else:
+        show(tables.transplant_table(found), tables.transplant_reading(found))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 Prediction = Callable[[int, Batch, Batch], Int[Tensor, "batch position"]]
-"""(layer, base, source) → the token answered at i with the source's output of block `layer` at i, for every i; −1 abstains."""
+"""(layer, base, source) → the token answered at i with the source's output of that block at i, for every i; −1 abstains."""
 
 FAMILIES = ("pointer", "content", "occurrence")
 MARGIN = 0.1
@@ -132,8 +132,8 @@ def transplant(
     sites: list[Site] = [(layer, head) for layer in layers for head in (range(n_heads) if heads else [None])]
     answers = _answers(run, pairs, sites)
     control = _answers(runner(untrained(run, seed), task), pairs, sites, letters_only=True)
-    found = _accuracies(pairs, hops, answers, seed)
-    found["untrained"] = _accuracies(pairs, hops, control, seed).iia
+    found = accuracies(pairs, hops, answers, seed)
+    found["untrained"] = accuracies(pairs, hops, control, seed).iia
     found = found.merge(_judged(found, pairs, hops, answers, seed))
     if predictions:
         found = found.merge(_own_models(predictions, pairs, sites, answers, seed))
@@ -165,7 +165,7 @@ def _hits(
     return answers[:, :, None, None] == torch.where(letters < 0, -1, letters + task.first_letter)[:, None]
 
 
-def _accuracies(
+def accuracies(
     pairs: MatchedPairs, hops: int, answers: Int[Tensor, "batch site_and_none position"], seed: int
 ) -> xr.Dataset:
     """IIA of every prediction with its interval, and the three kinds of chance."""
@@ -192,15 +192,17 @@ def _accuracies(
 
 
 def _guessed(pairs: MatchedPairs, letters: Int[Tensor, "batch family hop position"]) -> Float[Tensor, "family hop"]:
-    """How often the best guess from the two letters that stand at i is what is predicted."""
+    """How often the best guess from the two letters that stand at i, learned on every other pair, is what is predicted."""
     task = pairs.base.task
     size = task.alphabet_size
     context = (pairs.base.tokens - task.first_letter) * size + pairs.source.tokens - task.first_letter
+    learned = (torch.arange(len(context), device=context.device) % 2 == 0)[:, None]
     shares = []
     for wanted in letters.flatten(1, 2).unbind(1):
         asked = (wanted >= 0) & pairs.counted
-        table = torch.bincount(context[asked] * size + wanted[asked], minlength=size**3).view(size**2, size)
-        shares.append(table.amax(1).sum().double() / asked.sum())
+        seen, unseen = asked & learned, asked & ~learned
+        table = torch.bincount(context[seen] * size + wanted[seen], minlength=size**3).view(size**2, size)
+        shares.append((table.argmax(1)[context[unseen]] == wanted[unseen]).double().mean())
     return torch.stack(shares).view(letters.shape[1:3])
 
 

@@ -170,6 +170,37 @@ def patch_heatmap(found: xr.Dataset, metric: str, title: str = "") -> Figure:
         return figure
 
 
+def iia_by_r(found: xr.Dataset, title: str = "") -> Figure:
+    """IIA of "r hops done" against r, a panel a block, with its intervals, the chance of the strongest family, and what the
+    block stands for ringed.
+
+    Args:
+        found: what `transplant` returned, without heads.
+    """
+    layers, ink = found.layer.values, dict(zip(found.family.values.tolist(), _INK.values(), strict=True))
+    with _style():
+        figure = Figure(figsize=(1.1 + 1.9 * len(layers), 2.9))
+        panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
+        for axes, layer in zip(panels, layers, strict=True):
+            unit = found.sel(layer=layer)
+            chance = np.fmax(unit.chance, unit.untrained).sel(family=unit.leading_family.values)
+            axes.step(unit.hop, chance, where="mid", color="0.6", lw=1, ls=":", label="chance")
+            for family, color in ink.items():
+                row = unit.sel(family=family)
+                axes.fill_between(row.hop, row.low, row.high, color=color, alpha=0.2, lw=0)
+                axes.plot(row.hop, row.iia, "o-", color=color, ms=3, lw=1, label=family)
+            if int(unit.best) >= 0:
+                place = unit.iia.sel(family=unit.best_family.values, hop=unit.best.values)
+                axes.plot(unit.best, place, "o", ms=9, mfc="none", mec="black", mew=1.2)
+            axes.set(xlabel="r", title=f"block {layer}", ylim=(-0.03, 1.06))
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        panels[0].set_ylabel("interchange intervention accuracy")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.suptitle(title or f"what a block's output stands for, k = {found.attrs['hops']}", fontsize=10)
+        return figure
+
+
 def check_drawable(target: Path) -> None:
     """Raise HopInterpError if no figure could be written here: ask before the work, not after it."""
     kinds = Figure().canvas.get_supported_filetypes()

@@ -239,9 +239,67 @@ def _units(one: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
     return [(f"{layer}.{head}", one.sel(layer=layer, head=head)) for layer in layers for head in one["head"].values.tolist()]
 
 
+def transplant_json(found: xr.Dataset) -> dict[str, Any]:
+    """What `transplant` found, an object a block (or head): IIA by family and r, chance, and what the block stands for."""
+    layers = []
+    for _, unit in _units(found):
+        row: dict[str, Any] = {"layer": int(unit.layer)} | ({"head": int(unit["head"])} if "head" in unit.coords else {})
+        for family in unit.family.values.tolist():
+            row[family] = _by_hop(unit.iia.sel(family=family))
+        for measure in ("chance", "untrained"):
+            row[measure] = {family: _by_hop(unit[measure].sel(family=family)) for family in unit.family.values.tolist()}
+        leading = {"hop": int(unit.leading), "family": str(unit.leading_family.values)}
+        row["leading"] = leading | {measure: float(unit[measure]) for measure in ("share", "share_low", "contest")}
+        best = int(unit.best)
+        row |= {"best": best if best >= 0 else None, "family": str(unit.best_family.values)}
+        interval = unit.sel(family=leading["family"], hop=leading["hop"])
+        layers.append(row | {"low": float(interval.low), "high": float(interval.high)})
+    positions = {family: _by_hop(found.positions.sel(family=family)) for family in found.family.values.tolist()}
+    return {"hops": found.attrs["hops"], "layers": layers, "positions": positions, "settings": dict(found.attrs)}
+
+
+def _by_hop(row: xr.DataArray) -> dict[str, float]:
+    return {str(r): float(row.sel(hop=r)) for r in row.hop.values}
+
+
+def transplant_table(found: xr.Dataset) -> Table:
+    """A row a block (or head) and family, a column an r, what it stands for in green; last, what it is and by how much."""
+    table = _table("unit", "family", *map(str, found.hop.values), "stands for", "share of the gap", "95% interval")
+    for name, unit in _units(found):
+        for number, family in enumerate(unit.family.values.tolist()):
+            cells = [
+                f"[bold green]{float(x):.2f}[/]" if (family, r) == (unit.best_family, unit.best) else f"{float(x):.2f}"
+                for r, x in zip(unit.hop.values, unit.iia.sel(family=family).values, strict=True)
+            ]
+            lead = unit.sel(family=str(unit.leading_family.values), hop=int(unit.leading))
+            interval = f"{float(lead.low):.2f} – {float(lead.high):.2f}"
+            ends = (_stands_for(unit), f"{float(unit.share):.2f}", interval) if not number else ("", "", "")
+            table.add_row("" if number else name, family, *cells, *ends)
+    return table
+
+
+def _stands_for(unit: xr.Dataset) -> str:
+    return "none" if int(unit.best) < 0 else f"{unit.best_family.values} {int(unit.best)}"
+
+
+def transplant_reading(found: xr.Dataset) -> str:
+    """How to read the table, and what each block stands for."""
+    hops, match = found.attrs["hops"], found.attrs["match"]
+    pairs = f"{found.attrs['sequences']} pairs" + (f", matched in {match}" if match != "nothing" else "")
+    key = f'How often (IIA, {pairs}) the answer at i, once the output at i is another sequence\'s, is what "r hops done"'
+    key += " predicts: carried was the position (pointer), letter and position (content), letter and occurrence number"
+    key += f" (occurrence). Green: what it stands for: that closes more than {100 * found.attrs['margin']:.0f}% of the gap"
+    key += " from chance to 1, and beats every other."
+    parts = [
+        f"{name} {_stands_for(unit)}" + (f" ({float(unit.share):.2f})" if int(unit.best) >= 0 else "")
+        for name, unit in _units(found)
+    ]
+    return f"{key}\nAt k = {hops}: {', '.join(parts)}. In brackets: how much of the gap."
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        words = column in ("model", "made")
+        words = column in ("model", "made", "family", "stands for")
         table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     return table

@@ -53,6 +53,18 @@ def test_patch_heatmap(small_model, small_task):
         assert axes.get_title("left") == "a model"
 
 
+def test_iia_by_r(depth3, task):
+    found = hi.transplant(depth3, task, hops=2, sequences=20)
+    panels = plots.iia_by_r(found, title="a model").axes
+    assert [axes.get_title("left") for axes in panels] == ["block 0", "block 1", "block 2"]
+    for axes, layer in zip(panels, found.layer.values, strict=True):
+        lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+        for family in ("pointer", "content", "occurrence"):
+            np.testing.assert_allclose(lines[family], found.iia.sel(layer=layer, family=family))
+        rings = [line for line in axes.lines if line.get_markersize() == 9]
+        assert len(rings) == int(found.best.sel(layer=layer) >= 0)
+
+
 def test_unwritable_places_are_named(small_model, small_task, tmp_path):
     figure = plots.error_curve(hi.evaluate(small_model, small_task, sequences=2))
     with pytest.raises(HopInterpError, match="the ending must be one of"):
