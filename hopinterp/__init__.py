@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hopinterp.evidence.ablation import ablate as ablate
     from hopinterp.evidence.ablation import ablated as ablated
     from hopinterp.evidence.attention import align as align
+    from hopinterp.evidence.attribution import attribution_patch as attribution_patch
+    from hopinterp.evidence.attribution import direct_logit_attribution as direct_logit_attribution
     from hopinterp.evidence.behaviour import evaluate as evaluate
     from hopinterp.evidence.counterfactuals import Pairs as Pairs
     from hopinterp.evidence.counterfactuals import draw_pairs as draw_pairs
@@ -61,6 +63,8 @@ _ROOMS = {
     "mpc_costs": "theory.doubling",
     "ablate": "evidence.ablation",
     "ablated": "evidence.ablation",
+    "attribution_patch": "evidence.attribution",
+    "direct_logit_attribution": "evidence.attribution",
     "Pairs": "evidence.counterfactuals",
     "draw_pairs": "evidence.counterfactuals",
     "patch": "evidence.patching",

@@ -65,7 +65,7 @@ class Scale:
         effect = torch.where(low.isnan(), torch.nan, top.sum(0) / torch.where(low.isnan(), 1.0, bottom.sum(0)))
         found = {"effect": effect, "low": low, "high": high}
         return xr.Dataset(
-            {name: (("metric", *dims), x.cpu().numpy()) for name, x in found.items()}, {"metric": list(METRICS)}
+            {name: (("metric", *dims), x.cpu().numpy()) for name, x in found.items()}, {"metric": list(METRICS[: len(values)])}
         )
 
     def unpatched(self, noising: bool) -> xr.Dataset:

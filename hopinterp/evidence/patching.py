@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
@@ -15,6 +15,7 @@ from hopinterp.evidence.counterfactuals import Kind, Pairs, draw_pairs
 from hopinterp.evidence.effects import measure
 from hopinterp.evidence.exchange import MEMORY, Direction, Exchange, Report, patched_by_hooks
 from hopinterp.evidence.intervals import LEVEL
+from hopinterp.evidence.places import By, Places
 from hopinterp.evidence.sites import hooked, site_of, weights_note
 from hopinterp.evidence.sweeps import RESID_SITES, head_sweep, resid_sweep
 from hopinterp.models.fused import FusedTransformer, device_of, runner
@@ -22,10 +23,6 @@ from hopinterp.task import HopTask
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-
-By = Literal["position", "chain", "all"]
-WHERE = ("at", "before")
-"""The two kinds of places of the chain picture: find^j(i) itself, and the position before it."""
 
 
 def patch(
@@ -87,23 +84,28 @@ def patch(
         HopInterpError: a setting out of range, or a site that the model lacks.
         RuntimeError: a patch changed nothing where the two runs differ.
     """
-    if by not in get_args(By):
-        raise HopInterpError(f"by is {by!r}; it is position, chain or all")
     chosen = choose_pairs(task, hops, pairs, link, position, sequences, seed).to(device_of(model))
-    direction = direction or ("noising" if by == "chain" else "denoising")
+    places = Places.of(chosen, by, seed)
+    direction = direction or default_direction(by)
     run = runner(model, task)
     per_head = site_of(site, run).per_head
     fast = isinstance(run, FusedTransformer) and site in (*RESID_SITES, "z") and by != "all" and not by_hooks
     exchange = _Swept(run, chosen, direction) if fast else Exchange(hooked(model, task), chosen, direction)
-    places = _Places.of(chosen, by, seed)
     sweep = _patched_by_sweeps if fast else patched_by_hooks
     values = measure(sweep(exchange, site, places.positions, memory, report), chosen.right, chosen.wrong)
-    found = places.dataset(values if per_head else values[:, :, 0], exchange, per_head, seed)
+    found = places.dataset(values, exchange.scale, per_head, seed)
+    found["normalised"] = 1 - found.effect if direction == "noising" else found.effect
+    found = found.merge(exchange.scale.unpatched(direction == "noising"))
     if by == "chain":
         found["matters"] = found.low > bar(chosen, direction)
         found = found.assign_attrs(bar=bar(chosen, direction))
     settings = {"hops": hops, "site": site, "by": by, "direction": direction, **describe(chosen), "seed": seed}
     return found.assign_attrs(found.attrs | settings | {"level": LEVEL, "weights": weights_note(run)})
+
+
+def default_direction(by: By) -> Direction:
+    """Noising along the chain, denoising otherwise: see `patch`."""
+    return "noising" if by == "chain" else "denoising"
 
 
 def bar(pairs: Pairs, direction: Direction) -> float:
@@ -155,66 +157,3 @@ def _patched_by_sweeps(
     if site == "z":
         return head_sweep(model, exchange.run_tokens, exchange.source_tokens, **given)
     return resid_sweep(model, exchange.run_tokens, exchange.source_tokens, **given | {"site": site})[:, None]
-
-
-@dataclass(frozen=True, eq=False)
-class _Places:
-    """Where each pair is patched, a column a cell, and which of the cells count."""
-
-    by: By
-    positions: Int[Tensor, "pair cell"] | None
-    counted: Bool[Tensor, "pair cell"] | None
-
-    @classmethod
-    def of(cls, pairs: Pairs, by: By, seed: int) -> _Places:
-        n, device = pairs.clean.tokens.shape[1], pairs.position.device
-        if by == "all":
-            return cls(by, None, None)
-        if by == "position":
-            return cls(by, torch.arange(n, device=device).expand(len(pairs), n), None)
-        places = torch.stack([pairs.chain, pairs.chain - 1], dim=-1).flatten(1)
-        control, exists = _off_chain(places, pairs.position, seed)
-        counted = torch.cat([pairs.distinct.flatten(1), exists[:, None]], dim=1)
-        return cls(by, torch.cat([places, control[:, None]], dim=1), counted)
-
-    def dataset(
-        self, values: Float[Tensor, "metric layer *head cell pair"], exchange: Exchange, per_head: bool, seed: int
-    ) -> xr.Dataset:
-        """Effects by named dims, the control apart from the chain."""
-        dims = ("layer", "head", "cell") if per_head else ("layer", "cell")
-        counted = None if self.counted is None else self.counted.T
-        cells = exchange.scale.effects(values, dims, seed, counted)
-        cells = cells.assign_coords(layer=range(values.shape[1]))
-        if self.by == "all":
-            found = cells.isel(cell=0)
-        elif self.by == "position":
-            found = cells.rename(cell="position").assign_coords(position=range(values.shape[-2]))
-        else:
-            found = self._along_chain(cells)
-        noising = exchange.direction == "noising"
-        found["normalised"] = 1 - found.effect if noising else found.effect
-        return found.merge(exchange.scale.unpatched(noising))
-
-    def _along_chain(self, cells: xr.Dataset) -> xr.Dataset:
-        assert self.counted is not None
-        n_chain = (cells.sizes["cell"] - 1) // 2
-        grid = cells.isel(cell=slice(None, -1))
-        grid = grid.assign_coords(
-            chain=("cell", [j // 2 for j in range(2 * n_chain)]), where=("cell", list(WHERE) * n_chain)
-        )
-        found = grid.set_index(cell=("chain", "where")).unstack("cell").sel(where=list(WHERE))
-        found["pairs"] = ("chain", "where"), self.counted[:, :-1].sum(0).view(n_chain, 2).cpu().numpy()
-        control = cells.isel(cell=-1).rename(effect="off_chain", low="off_chain_low", high="off_chain_high")
-        return found.merge(control)
-
-
-def _off_chain(
-    places: Int[Tensor, "pair place"], read: Int[Tensor, " pair"], seed: int
-) -> tuple[Int[Tensor, " pair"], Bool[Tensor, " pair"]]:
-    """A random position from 1 to i that is no place of the chain, and whether there is one."""
-    n = int(read.max()) + 1
-    free = torch.arange(n, device=read.device) <= read[:, None]
-    free[:, 0] = False
-    free.scatter_(1, places, False)
-    drawn = torch.rand(free.shape, generator=torch.Generator().manual_seed(seed)).to(read.device)
-    return drawn.masked_fill(~free, -1).argmax(1), free.any(1)
