@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hopinterp.evidence.counterfactuals import draw_pairs as draw_pairs
     from hopinterp.evidence.interchange import transplant as transplant
     from hopinterp.evidence.patching import patch as patch
+    from hopinterp.evidence.paths import path_patch as path_patch
     from hopinterp.evidence.probes import probe as probe
     from hopinterp.evidence.probes import resolved as resolved
     from hopinterp.evidence.subspaces import transplant_subspaces as transplant_subspaces
@@ -68,6 +69,7 @@ _ROOMS = {
     "Pairs": "evidence.counterfactuals",
     "draw_pairs": "evidence.counterfactuals",
     "patch": "evidence.patching",
+    "path_patch": "evidence.paths",
     "TrainConfig": "training.config",
     "train": "training.loop",
     "resume": "training.loop",

@@ -138,7 +138,7 @@ class _Block:
         if position is not None:
             matters &= position <= read[pair]
         logits = self.exchange.unpatched[0][self.pairs][pair]
-        for runs in matters.nonzero()[:, 0].split(self._batch(run.shape[1])):
+        for runs in matters.nonzero()[:, 0].split(runs_in_memory(self.exchange.model, run.shape[1], self.memory)):
             rows, p, h = pair[runs], None if position is None else position[runs], head[runs]
             values = source[self.site.index(rows, p, h)]
             write = Overwrite(self.site.index(torch.arange(len(runs), device=rows.device), p, h), values)
@@ -147,8 +147,9 @@ class _Block:
             logits[runs] = at_position(output, read[rows])
         return logits.view(*shape, -1)
 
-    def _batch(self, n_positions: int) -> int:
-        """How many runs fit into memory, by a block's largest arrays: streams, q k v z, the MLP's, scores and pattern."""
-        config: Any = self.exchange.model.cfg  # type: ignore[union-attr]
-        numbers = n_positions * (12 * config.d_model + 3 * (config.d_mlp or 0) + 4 * config.n_heads * n_positions)
-        return max(1, self.memory // (4 * int(numbers)))
+
+def runs_in_memory(model: Any, n_positions: int, memory: int) -> int:
+    """How many runs fit into so many bytes, by a block's largest arrays: streams, q k v z, the MLP's, scores and pattern."""
+    config = model.cfg
+    numbers = n_positions * (12 * config.d_model + 3 * (config.d_mlp or 0) + 4 * config.n_heads * n_positions)
+    return max(1, memory // (4 * int(numbers)))
