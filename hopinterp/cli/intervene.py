@@ -84,6 +84,10 @@ def transplant(
     match: Annotated[
         str, typer.Option(help="What both sequences share at i: nothing, letter, neighbour (also the left one), occurrence.")
     ] = "nothing",
+    next_agrees: Annotated[
+        bool,
+        typer.Option("--next-agrees", help="Count only where the base's next hop brings the letter that the source's does."),
+    ] = False,
     sequences: Annotated[int, typer.Option(help="Pairs of sequences.")] = 100,
     seed: Seed = 0,
     device: Device = "auto",
@@ -102,8 +106,16 @@ def transplant(
     layers = None if layer is None else [layer]
     with working("transplanting"):
         found = run_transplant(
-            network, card.task, hops, layers, heads=heads, match=match, sequences=sequences, seed=seed
-        )  # fmt: skip
+            network,
+            card.task,
+            hops,
+            layers,
+            heads=heads,
+            match=match,
+            next_agrees=next_agrees,
+            sequences=sequences,
+            seed=seed,
+        )
     draw(plot, "iia_by_r", found, title=f"{Path(model).name}, k = {hops}: what a block's output stands for")
     if as_json:
         print_json(tables.transplant_json(found))

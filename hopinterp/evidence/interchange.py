@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Prediction = Callable[[int, Batch, Batch], Int[Tensor, "batch position"]]
 """(layer, base, source) → the token answered at i with the source's output of that block at i, for every i; −1 abstains."""
 
+Hits = Bool[Tensor, "batch site family hop position"]
+
 FAMILIES = ("pointer", "content", "occurrence")
 MARGIN = 0.1
 """A block stands for a prediction only if that closes more than this share of the gap from chance to 1, at the lower end of
@@ -33,7 +36,7 @@ its interval. Constructed circuits close all of it, untrained models none: of 24
 _BATCH = 50
 
 
-def predicted(base: Batch, source: Batch, hops: int) -> Int[Tensor, "batch family hop position"]:
+def predicted(base: Batch, source: Batch, hops: int, next_agrees: bool = False) -> Int[Tensor, "batch family hop position"]:
     """The letter answered at i if the block's output stands for "r hops done", r = 0 … k, families as in FAMILIES.
 
     With q = find^r(i) in the source, the base's algorithm goes on from what was carried. *Pointer*, the position: hop_{k−r}
@@ -41,20 +44,26 @@ def predicted(base: Batch, source: Batch, hops: int) -> Int[Tensor, "batch famil
     *Occurrence*, the letter and that it is its m-th occurrence: the next hop leads behind the base's occurrence m − 1. At
     r = k these two are the source's own answer. −1 where there is no answer, and where the base would be one that no model
     has seen (content, r < k: X_{q−1} = X_q) or would look at i itself (occurrence).
+
+    Args:
+        next_agrees: −1 also where the next hop leads to another letter than in the source, so that a block which carries hop
+            r + 1 as well does not contradict the base; then r = k − 1 is left out, which could not be told from r = k.
     """
     r = torch.arange(hops + 1, device=base.tokens.device)
     q = source.find[:, : hops + 1]
     rows = torch.arange(len(base), device=q.device)[:, None, None]
-    left = (hops - r)[:, None].expand_as(q)
     letter = source.hop_letters[:, : hops + 1]
     latest, nth = _behind(base)
     own = latest[rows, letter.clamp_min(0), q]
-    number = _occurrence_number(source)[rows, q] - 1
-    same = nth[rows, letter.clamp_min(0), number.clamp_min(0)]
-    links = torch.stack([own.where(own < q, 0), same.where(same < torch.arange(q.shape[-1], device=q.device), 0)], dim=1)
-    onward = base.hop_letters[rows[:, None], (left - 1).clamp_min(0)[:, None], links]
-    carried = torch.where(left[:, None] == 0, letter[:, None], onward)
-    return torch.cat([base.hop_letters[rows, left, q][:, None], carried], dim=1)
+    same = nth[rows, letter.clamp_min(0), (_occurrence_number(source)[rows, q] - 1).clamp_min(0)]
+    own, same = own.where(own < q, 0), same.where(same < torch.arange(q.shape[-1], device=q.device), 0)
+    links = torch.stack([base.find1[rows, q], own, same], dim=1)
+    onward = base.hop_letters[rows[:, None], (hops - r - 1).clamp_min(0)[:, None], links]
+    if next_agrees:
+        reached, coming = base.hop_letters[:, 0][rows[:, None], links], source.hop_letters[:, (r + 1).clamp_max(hops)]
+        onward = onward.where((reached == coming[:, None]) & (r < hops - 1)[:, None], -1)
+    done = torch.stack([base.hop_letters[:, 0][rows, q], letter, letter], dim=1)
+    return torch.where((r == hops)[:, None], done, onward)
 
 
 def _behind(batch: Batch) -> tuple[Int[Tensor, "batch letter position"], Int[Tensor, "batch letter number"]]:
@@ -76,6 +85,33 @@ def _occurrence_number(batch: Batch) -> Int[Tensor, "batch position"]:
     return same.tril().sum(-1)
 
 
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What every prediction says of some pairs, −1 at positions that do not count.
+
+    Attributes:
+        letters: for each base and its source.
+        strangers: for each base and an unrelated source.
+    """
+
+    pairs: MatchedPairs
+    letters: Int[Tensor, "batch family hop position"]
+    strangers: Int[Tensor, "batch family hop position"]
+
+    @classmethod
+    def of(cls, pairs: MatchedPairs, hops: int, next_agrees: bool = False) -> Predictions:
+        """Of all families and r at once."""
+        counted = pairs.counted[:, None, None]
+        sources = (pairs.source, pairs.stranger())
+        letters, strangers = (predicted(pairs.base, source, hops, next_agrees).where(counted, -1) for source in sources)
+        return cls(pairs, letters, strangers)
+
+    def hits(self, answers: Int[Tensor, "batch site position"], strangers: bool = False) -> Hits:
+        """Where the answers are what is predicted."""
+        task, letters = self.pairs.base.task, self.strangers if strangers else self.letters
+        return answers[:, :, None, None] == torch.where(letters < 0, -1, letters + task.first_letter)[:, None]
+
+
 @torch.no_grad()
 def transplant(
     model: HookedTransformer | FusedTransformer,
@@ -85,6 +121,7 @@ def transplant(
     *,
     heads: bool = False,
     match: str = "nothing",
+    next_agrees: bool = False,
     sequences: int = 100,
     seed: int = 0,
     predictions: Mapping[str, Prediction] | None = None,
@@ -101,6 +138,7 @@ def transplant(
         layers: blocks; all by default.
         heads: transplant each head's z instead of the whole resid_post; results gain a dim head.
         match: what base and source have in common at the positions counted (see MatchedPairs.draw).
+        next_agrees: count a prediction only where the base's next letter is the source's too (see `predicted`).
         sequences: pairs drawn.
         predictions: causal models of your own, by name: (layer, base, source) → the token at every i (−1: no prediction).
 
@@ -132,9 +170,10 @@ def transplant(
     sites: list[Site] = [(layer, head) for layer in layers for head in (range(n_heads) if heads else [None])]
     answers = _answers(run, pairs, sites)
     control = _answers(runner(untrained(run, seed), task), pairs, sites, letters_only=True)
-    found = accuracies(pairs, hops, answers, seed)
-    found["untrained"] = accuracies(pairs, hops, control, seed).iia
-    found = found.merge(_judged(found, pairs, hops, answers, seed))
+    says = Predictions.of(pairs, hops, next_agrees)
+    found = accuracies(says, answers, seed)
+    found["untrained"] = accuracies(says, control, seed).iia
+    found = found.merge(_judged(found, says, answers, seed))
     if predictions:
         found = found.merge(_own_models(predictions, pairs, sites, answers, seed))
     found = found.assign_coords(layer=("site", [layer for layer, _ in sites]))
@@ -143,7 +182,8 @@ def transplant(
         found = found.unstack("site").transpose("layer", "head", ...)
     else:
         found = found.swap_dims(site="layer")
-    return found.assign_attrs(hops=hops, match=match, sequences=sequences, seed=seed, margin=MARGIN, level=LEVEL)
+    settings = {"hops": hops, "match": match, "next_agrees": int(next_agrees)}  # netCDF knows no booleans
+    return found.assign_attrs(settings, sequences=sequences, seed=seed, margin=MARGIN, level=LEVEL)
 
 
 def _answers(
@@ -159,55 +199,40 @@ def _answers(
     return torch.cat(parts) + (task.first_letter if letters_only else 0)
 
 
-def _hits(
-    answers: Int[Tensor, "batch site position"], letters: Int[Tensor, "batch family hop position"], task: HopTask
-) -> Bool[Tensor, "batch site family hop position"]:
-    return answers[:, :, None, None] == torch.where(letters < 0, -1, letters + task.first_letter)[:, None]
-
-
-def accuracies(
-    pairs: MatchedPairs, hops: int, answers: Int[Tensor, "batch site_and_none position"], seed: int
-) -> xr.Dataset:
+def accuracies(says: Predictions, answers: Int[Tensor, "batch site_and_none position"], seed: int) -> xr.Dataset:
     """IIA of every prediction with its interval, and the three kinds of chance."""
-    task = pairs.base.task
-    letters = predicted(pairs.base, pairs.source, hops)
-    asked = (letters >= 0) & pairs.counted[:, None, None]
-    right = (_hits(answers, letters, task) & asked[:, None]).sum(-1).cpu()
-    counts = asked.sum(-1)[:, None].cpu()
+    right, counts = says.hits(answers).sum(-1).cpu(), (says.letters >= 0).sum(-1)[:, None].cpu()
     moved, untouched = right[:, :-1], right[:, -1:]
     low, high = bootstrap(moved.double(), counts.double().expand_as(moved), seed)
-    stranger = predicted(pairs.base, pairs.stranger(), hops)
-    asked = (stranger >= 0) & pairs.counted[:, None, None]
-    met = (_hits(answers[:, :-1], stranger, task) & asked[:, None]).sum((0, -1)).cpu()
+    met = says.hits(answers[:, :-1], strangers=True).sum((0, -1)).cpu()
     n = counts.sum(0).double()
     values = {"iia": moved.sum(0) / n, "low": low, "high": high}
-    values |= {"unmoved": (untouched.sum(0) / n).expand_as(low), "unrelated": met / asked.sum((0, -1)).cpu()}
-    values["guess"] = _guessed(pairs, letters).cpu().expand_as(low)
+    values |= {"unmoved": (untouched.sum(0) / n).expand_as(low), "unrelated": met / (says.strangers >= 0).sum((0, -1)).cpu()}
+    values["guess"] = _guessed(says).cpu().expand_as(low)
     values["chance"] = (
         torch.stack([values[name].double() for name in ("unmoved", "unrelated", "guess")]).nan_to_num().amax(0)
     )
     data: dict[str, Any] = {name: (("site", "family", "hop"), value.numpy()) for name, value in values.items()}
     data["positions"] = (("family", "hop"), counts.sum((0, 1)).numpy())
-    return xr.Dataset(data, {"family": list(FAMILIES), "hop": range(hops + 1)})
+    return xr.Dataset(data, {"family": list(FAMILIES), "hop": range(counts.shape[-1])})
 
 
-def _guessed(pairs: MatchedPairs, letters: Int[Tensor, "batch family hop position"]) -> Float[Tensor, "family hop"]:
+def _guessed(says: Predictions) -> Float[Tensor, "family hop"]:
     """How often the best guess from the two letters that stand at i, learned on every other pair, is what is predicted."""
-    task = pairs.base.task
+    pairs, task = says.pairs, says.pairs.base.task
     size = task.alphabet_size
     context = (pairs.base.tokens - task.first_letter) * size + pairs.source.tokens - task.first_letter
     learned = (torch.arange(len(context), device=context.device) % 2 == 0)[:, None]
     shares = []
-    for wanted in letters.flatten(1, 2).unbind(1):
-        asked = (wanted >= 0) & pairs.counted
-        seen, unseen = asked & learned, asked & ~learned
+    for wanted in says.letters.flatten(1, 2).unbind(1):
+        seen, unseen = (wanted >= 0) & learned, (wanted >= 0) & ~learned
         table = torch.bincount(context[seen] * size + wanted[seen], minlength=size**3).view(size**2, size)
         shares.append((table.argmax(1)[context[unseen]] == wanted[unseen]).double().mean())
-    return torch.stack(shares).view(letters.shape[1:3])
+    return torch.stack(shares).view(says.letters.shape[1:3])
 
 
 def _judged(
-    found: xr.Dataset, pairs: MatchedPairs, hops: int, answers: Int[Tensor, "batch site_and_none position"], seed: int
+    found: xr.Dataset, says: Predictions, answers: Int[Tensor, "batch site_and_none position"], seed: int
 ) -> xr.Dataset:
     """Which prediction each site follows, and whether it is clear."""
     bar = np.fmax(found.chance, found.untrained)
@@ -216,13 +241,10 @@ def _judged(
         ((x - bar) / room).stack(prediction=("family", "hop")).fillna(-np.inf) for x in (found.iia, found.low)
     )
     best = share.argmax("prediction")
-    letters = predicted(pairs.base, pairs.source, hops)
-    asked = (letters >= 0) & pairs.counted[:, None, None]
-    hits = (_hits(answers[:, :-1], letters, pairs.base.task) & asked[:, None]).flatten(2, 3)
-    asked, letters = asked.flatten(1, 2), letters.flatten(1, 2)
+    letters, hits = says.letters.flatten(1, 2), says.hits(answers[:, :-1]).flatten(2, 3)
     contests = []
     for site, index in enumerate(best.values.tolist()):
-        apart = asked & asked[:, index, None] & (letters != letters[:, index, None])
+        apart = (letters >= 0) & (letters[:, index, None] >= 0) & (letters != letters[:, index, None])
         won, lost = (hits[:, site, index, None] & apart).sum(-1).cpu(), (hits[:, site] & apart).sum(-1).cpu()
         low, _ = bootstrap(won.double(), (won + lost).double(), seed)
         contests.append(float(low[~low.isnan()].min()) if not low.isnan().all() else np.nan)

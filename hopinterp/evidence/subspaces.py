@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.forks import KeptRun
-from hopinterp.evidence.interchange import FAMILIES, accuracies, predicted
+from hopinterp.evidence.interchange import FAMILIES, Predictions, accuracies, predicted
 from hopinterp.evidence.intervals import LEVEL
 from hopinterp.evidence.linear import Standardizer, fit_ridge
 from hopinterp.evidence.matched import MatchedPairs
@@ -174,7 +174,8 @@ def _tried(
         for chunk in _chunks(model, test, asked):
             logits = [chunk.logits(asked.layer, basis) for _, basis in bases] + [chunk.base.logits]
             answers.append(torch.stack([one[..., span].argmax(-1) for one in logits], dim=1))
-    found = accuracies(test, asked.hops, torch.cat(answers) + (span.start or 0), seed).rename(site="subspace")
+    says = Predictions.of(test, asked.hops)
+    found = accuracies(says, torch.cat(answers) + (span.start or 0), seed).rename(site="subspace")
     sizes = [model.spec.d_model if basis is None else basis.shape[1] for _, basis in bases]
     widest = max(basis.shape[1] for _, basis in bases if basis is not None)
     columns = torch.full((len(bases), model.spec.d_model, widest), torch.nan)

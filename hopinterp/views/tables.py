@@ -286,6 +286,7 @@ def transplant_reading(found: xr.Dataset) -> str:
     """How to read the table, and what each block stands for."""
     hops, match = found.attrs["hops"], found.attrs["match"]
     pairs = f"{found.attrs['sequences']} pairs" + (f", matched in {match}" if match != "nothing" else "")
+    pairs += ", next letters agree" if found.attrs["next_agrees"] else ""
     key = f'How often (IIA, {pairs}) the answer at i, once the output at i is another sequence\'s, is what "r hops done"'
     key += " predicts: carried was the position (pointer), letter and position (content), letter and occurrence number"
     key += f" (occurrence). Green: what it stands for: that closes more than {100 * found.attrs['margin']:.0f}% of the gap"

@@ -94,6 +94,18 @@ def test_predictions_are_the_definition_s(small_task):
     assert min(seen) > 100
 
 
+def test_next_agrees_keeps_what_the_source_says_too(small_task):
+    k, pairs = 3, MatchedPairs.draw(small_task, 3, 40, "nothing", seed=4)
+    every, kept = (predicted(pairs.base, pairs.source, k, agrees) for agrees in (False, True))
+    assert (kept[:, :, 2] == -1).all()  # the same as r = 3
+    assert torch.equal(kept[:, :, 3], every[:, :, 3])
+    for r in (0, 1):
+        onward = predicted(pairs.base.with_hops(r + 1), pairs.source.with_hops(r + 1), r + 1)[:, :, r]
+        agrees = onward == pairs.source.hop_letters[:, r + 1][:, None]
+        assert torch.equal(kept[:, :, r], every[:, :, r].where(agrees, -1))
+        assert 50 < (kept[:, 1, r] >= 0).sum() < (every[:, 1, r] >= 0).sum() / 2
+
+
 def occurrences(batch):
     return torch.nn.functional.one_hot(batch.hop_letters[:, 0, 1:], batch.task.alphabet_size).cumsum(1)
 

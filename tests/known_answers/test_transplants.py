@@ -53,6 +53,15 @@ def test_a_multi_task_model_is_judged_at_the_k_it_is_asked(task, algorithm):
         assert (str(found.best_family[layer].values), int(found.best[layer])) == (family, r)
 
 
+@pytest.mark.parametrize("algorithm", ["lookup", "successor"])
+def test_next_letters_that_agree_change_nothing_in_a_pure_circuit(task, algorithm):
+    made = Construction.of(task, 7, algorithm)
+    found = hi.transplant(made.fused, task, 7, sequences=100, next_agrees=True)
+    for layer in found.layer.values.tolist():
+        family, r = made.causal.stands_for(layer)
+        assert float(found.iia.sel(layer=layer, family=family, hop=r)) > 0.94
+
+
 @pytest.mark.parametrize("match", ["letter", "neighbour", "occurrence"])
 def test_a_pointer_is_found_whatever_the_position_has_of_its_own(task, match):
     made = Construction.of(task, 8, "lookup")
