@@ -226,7 +226,46 @@ def test_ctrl_c_is_one_line(model):
 def test_help_names_every_command(run):
     status, out, _ = run("--help")
     assert status == 0
-    assert all(name in out for name in ("models", "import", "eval", "attention", "probe"))
+    assert all(name in out for name in ("models", "import", "construct", "eval", "attention", "probe"))
+
+
+def test_construct_and_use(run, tmp_path):
+    sizes = ("--letters", 30, "--alphabet", 3, "--max-hops", 5)
+    status, out, _ = run("construct", "--hops", 5, "--algorithm", "successor", *sizes, "--out", tmp_path / "s")
+    assert status == 0
+    assert "s: 4 blocks, d_model" in out
+    assert "Solves k = 5 (error ≤ 1%)." in out
+    card = store.read_card(tmp_path / "s")
+    assert card.made == {"how": "constructed: successor, k = 5", "algorithm": "successor", "hops": 5}
+    assert set(card.errors["errors"]) == {"5"}
+    found = one_json(run("construct", "--multi-task", *sizes, "--out", tmp_path / "m", "--json")[1])
+    assert found["errors"]["errors"] == {str(k): 0.0 for k in range(1, 6)}
+    attended = one_json(run("attention", tmp_path / "m", "--hops", 5, "--sequences", 5, "--json")[1])
+    assert attended["scores_valid"][3][0][2] > 0.99
+    assert run("eval", tmp_path / "m", "--sequences", 5)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--out", "c"), "construct needs --hops K for a model of one k, or --multi-task"),
+        (("--out", "c", "--hops", "3", "--multi-task"), "construct needs --hops K"),
+        (("--out", "c", "--hops", "0"), "hop_0 is the identity, which needs no circuit"),
+        (("--out", "c", "--hops", "17"), "hops is 17; this task has 0 to 16"),
+        (("--out", "c", "--hops", "3", "--algorithm", "magic"), "no algorithm 'magic'"),
+        (("--out", "c", "--hops", "3", "--alphabet", "1"), "alphabet_size is 1"),
+        (("--out", "m", "--hops", "3"), "m exists"),
+    ],
+)
+def test_bad_constructions_get_one_line_and_nothing_is_written(run, model, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert model.exists()
+    status, out, err = run("construct", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("hopinterp: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_train_resume_and_use(run, tmp_path):

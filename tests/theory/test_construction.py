@@ -328,7 +328,7 @@ def test_programs_check_themselves(task):
         Program(task, (), SYMBOL)
 
 
-def test_constructions_train_like_any_model(small_task):
+def test_a_gradient_reaches_every_block(small_task):
     """They are ordinary parameters: a gradient reaches every matrix that a program uses."""
     made = Construction.of(small_task, 2, "lookup")
     hooked = made.fused.spec.build(made.fused.parameters)
