@@ -182,7 +182,7 @@ def direct_logit_attribution(
         raise HopInterpError(
             f"the model's normalization is {net.cfg.normalization_type}; attribution reads LN, LNPre or none"
         )
-    parts = [_written(net, chosen, rows) for rows in torch.arange(len(chosen)).split(_PAIRS)]
+    parts = [_written(net, chosen, rows) for rows in torch.arange(len(chosen), device=device_of(net)).split(_PAIRS)]
     labels, written = parts[0][0], torch.cat([part for _, part in parts], dim=1).double()
     read = Exchange(net, chosen, "noising").unpatched[0]
     difference = measure(read, chosen.right, chosen.wrong)[0]

@@ -98,21 +98,32 @@ def patched_by_hooks(
     model: Any = exchange.model
     found = site_of(site, model)
     names = [found.at(layer) for layer in range(model.cfg.n_layers)]
-    parts, done, total = [], 0, 0
+    parts, progress = [], _Progress(report)
     for pairs in torch.arange(len(exchange.pairs), device=exchange.pairs.position.device).split(_PAIRS):
         caches = [
-            model.run_with_cache(t[pairs], names_filter=names)[1] for t in (exchange.run_tokens, exchange.source_tokens)
+            model.run_with_cache(tokens[pairs], names_filter=names)[1]
+            for tokens in (exchange.run_tokens, exchange.source_tokens)
         ]
-        block = _Block(exchange, found, pairs, None if positions is None else positions[pairs], memory)
-        by_layer = []
-        for layer, name in enumerate(names):
-            by_layer.append(block.patched(layer, *(cache[name] for cache in caches)))
-            total = total or by_layer[0][..., 0].numel() // len(pairs) * len(names) * len(exchange.pairs)
-            done += by_layer[-1][..., 0].numel()
-            if report:
-                report(done, total)
-        parts.append(torch.stack(by_layer))
+        here = None if positions is None else positions[pairs]
+        cells = found.heads(caches[0][names[0]]) * (1 if here is None else here.shape[1])
+        progress.total = len(names) * cells * len(exchange.pairs)
+        block = _Block(exchange, found, pairs, here, memory, progress)
+        parts.append(torch.stack([block.patched(n, *(cache[name] for cache in caches)) for n, name in enumerate(names)]))
     return torch.cat(parts, dim=3)
+
+
+@dataclass
+class _Progress:
+    """Counts patched runs, those that need not be made among them, and tells whoever wants to know."""
+
+    report: Report | None
+    total: int = 0
+    done: int = 0
+
+    def advance(self, runs: int) -> None:
+        self.done += runs
+        if self.report and runs:
+            self.report(self.done, self.total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +135,7 @@ class _Block:
     pairs: Int[Tensor, " pair"]
     positions: Int[Tensor, "pair cell"] | None
     memory: int
+    progress: _Progress
 
     def patched(self, layer: int, run: Tensor, source: Tensor) -> Float[Tensor, "head cell pair d_vocab"]:
         """Logits of one block's patches, from the site's activations in both runs."""
@@ -138,6 +150,7 @@ class _Block:
         if position is not None:
             matters &= position <= read[pair]
         logits = self.exchange.unpatched[0][self.pairs][pair]
+        self.progress.advance(int((~matters).sum()))
         for runs in matters.nonzero()[:, 0].split(runs_in_memory(self.exchange.model, run.shape[1], self.memory)):
             rows, p, h = pair[runs], None if position is None else position[runs], head[runs]
             values = source[self.site.index(rows, p, h)]
@@ -145,6 +158,7 @@ class _Block:
             with intervening(self.exchange.model, [(self.site.at(layer), write)]):
                 output = self.exchange.model(self.exchange.run_tokens[self.pairs[rows]])
             logits[runs] = at_position(output, read[rows])
+            self.progress.advance(len(runs))
         return logits.view(*shape, -1)
 
 
