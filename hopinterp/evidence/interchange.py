@@ -31,7 +31,7 @@ Hits = Bool[Tensor, "batch site family hop position"]
 FAMILIES = ("pointer", "content", "occurrence")
 MARGIN = 0.1
 """A block stands for a prediction only if that closes more than this share of the gap from chance to 1, at the lower end of
-its interval. Constructed circuits close all of it, untrained models none: of 248 the nearest ended at −0.11."""
+its interval. Constructed circuits close all of it, untrained models none: of 248 the nearest ended at −0.04."""
 
 _BATCH = 50
 
@@ -149,9 +149,11 @@ def transplant(
         X_i and X′_i. `untrained`: IIA of an untrained model of the same sizes, which may name letters only. `positions`
         [family, hop]: how many count. By layer: `leading`, `leading_family`, the prediction that closes most of the gap from
         max(chance, untrained) to 1; `share`, how much of it, and `share_low`; `contest`: how often it comes true rather than
-        a rival where the two differ and one of them does, against the best rival, lower bound; `best`, `best_family`: the
-        same prediction if share_low exceeds 0.1 and contest 0.5, else −1 and "none": what the block stands for. With
-        `predictions`: `model_iia`, `model_low`, `model_high` [layer, (head,) prediction].
+        a rival of another r, where the two differ and one of them does (against the best rival, lower bound), and
+        `family_contest`, likewise against the other families at that r. What the block stands for: `best`, the leading r if
+        share_low exceeds 0.1 and contest 0.5, else −1; `best_family`, its family if family_contest exceeds 0.5, else
+        "undecided"; "none" where best is −1. With `predictions`: `model_iia`, `model_low`, `model_high`
+        [layer, (head,) prediction].
 
     Raises:
         HopInterpError: k or a layer out of range, an unknown match, no position that counts, or a site at which the two
@@ -241,21 +243,28 @@ def _judged(
         ((x - bar) / room).stack(prediction=("family", "hop")).fillna(-np.inf) for x in (found.iia, found.low)
     )
     best = share.argmax("prediction")
+    leading, surely = share.isel(prediction=best), share_low.isel(prediction=best)
     letters, hits = says.letters.flatten(1, 2), says.hits(answers[:, :-1]).flatten(2, 3)
-    contests = []
-    for site, index in enumerate(best.values.tolist()):
-        apart = (letters >= 0) & (letters[:, index, None] >= 0) & (letters != letters[:, index, None])
-        won, lost = (hits[:, site, index, None] & apart).sum(-1).cpu(), (hits[:, site] & apart).sum(-1).cpu()
-        low, _ = bootstrap(won.double(), (won + lost).double(), seed)
-        contests.append(float(low[~low.isnan()].min()) if not low.isnan().all() else np.nan)
-    contest = xr.DataArray(contests, dims="site")
-    leading = share.isel(prediction=best)
-    surely = share_low.isel(prediction=best)
-    stands = (surely > MARGIN) & (contest > 0.5)
     values = {"leading": leading.hop, "leading_family": leading.family, "share": leading, "share_low": surely}
-    values |= {"contest": contest, "best": leading.hop.where(stands, -1).astype(int)}
-    values |= {"best_family": leading.family.where(stands, "none")}
+    won = [_contests(letters, hits[:, site], index, seed) for site, index in enumerate(best.values.tolist())]
+    wins = xr.DataArray(np.stack(won), {"prediction": share.prediction}, ("site", "prediction"))
+    for name, rivals in (("contest", wins.hop != leading.hop), ("family_contest", wins.hop == leading.hop)):
+        values[name] = wins.where(rivals).min("prediction")
+    stands, told = (surely > MARGIN) & ~(values["contest"] <= 0.5), ~(values["family_contest"] <= 0.5)
+    values["best"] = leading.hop.where(stands, -1).astype(int)
+    values["best_family"] = leading.family.where(told, "undecided").where(stands, "none")
     return xr.Dataset({name: ("site", value.values) for name, value in values.items()})
+
+
+def _contests(
+    letters: Int[Tensor, "batch prediction position"], hits: Bool[Tensor, "batch prediction position"], index: int, seed: int
+) -> Float[np.ndarray, " prediction"]:
+    """Of the cases where one prediction and a rival differ and one of them comes true, the share that it wins: the lower
+    bounds, against every rival; NaN where there is no such case."""
+    apart = (letters >= 0) & (letters[:, index, None] >= 0) & (letters != letters[:, index, None])
+    won, lost = (hits[:, index, None] & apart).sum(-1).cpu(), (hits & apart).sum(-1).cpu()
+    low: np.ndarray = bootstrap(won.double(), (won + lost).double(), seed)[0].numpy()
+    return low
 
 
 def _own_models(

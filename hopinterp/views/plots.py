@@ -190,7 +190,7 @@ def iia_by_r(found: xr.Dataset, title: str = "") -> Figure:
                 axes.fill_between(row.hop, row.low, row.high, color=color, alpha=0.2, lw=0)
                 axes.plot(row.hop, row.iia, "o-", color=color, ms=3, lw=1, label=family)
             if int(unit.best) >= 0:
-                place = unit.iia.sel(family=unit.best_family.values, hop=unit.best.values)
+                place = unit.iia.sel(family=unit.leading_family.values, hop=unit.best.values)
                 axes.plot(unit.best, place, "o", ms=9, mfc="none", mec="black", mew=1.2)
             axes.set(xlabel="r", title=f"block {layer}", ylim=(-0.03, 1.06))
             axes.xaxis.get_major_locator().set_params(integer=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.table import Table
 
@@ -185,19 +186,17 @@ def patch_table(found: xr.Dataset, metric: str) -> Table:
             row = unit.expand_dims("position") if "position" not in unit.dims else unit
             order = abs(row.effect).fillna(-1).argsort()[::-1][:4].values
             best = row.isel(position=int(order[0]))
-            others = "  ".join(f"{p}: {float(row.effect[p]):.2f}" for p in order[1:])
+            others = "  ".join(f"{p}: {_short(row.effect[p])}" for p in order[1:])
             where = str(int(order[0])) if "position" in one.dims else "all"
-            table.add_row(
-                name, f"{float(best.effect):.2f}", f"{float(best.low):.2f} – {float(best.high):.2f}", where, others
-            )
+            table.add_row(name, _short(best.effect), f"{_short(best.low)} – {_short(best.high)}", where, others)
         return table
     table = _table("unit", "place", *(str(j) for j in one.chain.values), "off chain")
     for where in one["where"].values:
         for name, unit in rows:
             cells = unit.sel(where=where)
-            shown = [(f"{x:.2f}", bool(green)) for x, green in zip(cells.effect.values, cells.matters.values, strict=True)]
+            shown = [(_short(x), bool(green)) for x, green in zip(cells.effect.values, cells.matters.values, strict=True)]
             marked = (f"[bold green]{text}[/]" if green else text for text, green in shown)
-            table.add_row(name, str(where), *marked, f"[dim]{float(unit.off_chain):.2f}" if where == "at" else "")
+            table.add_row(name, str(where), *marked, f"[dim]{_short(unit.off_chain)}" if where == "at" else "")
     return table
 
 
@@ -210,10 +209,10 @@ def patch_reading(found: xr.Dataset, metric: str) -> str:
     if bool(one.effect.isnull().all()):
         return f"{key}\nNothing to measure: the model's {words} does not tell the clean from the corrupt sequences."
     if settings["by"] != "chain":
-        flat = abs(one.effect).stack(cell=one.effect.dims)
-        place = dict(zip(one.effect.dims, flat.cell.values[int(flat.argmax())], strict=True))
+        largest = np.unravel_index(np.nanargmax(abs(one.effect.values)), one.effect.shape)
+        place = {dim: one[dim].values[n] for dim, n in zip(one.effect.dims, largest, strict=True)}
         named = ", ".join(f"{'block' if name == 'layer' else name} {value}" for name, value in place.items())
-        return f"{key}\nLargest: {float(one.effect.sel(place)):.2f} at {named}."
+        return f"{key}\nLargest: {_short(one.effect.sel(place))} at {named}."
     key += f" Place j: at find^j(i), or before it. Green: it matters, the interval lies above {settings['bar']:.2f}."
     key += " In part: above that of a place off the chain."
     parts = [f"{name}: {_where_it_matters(unit)}" for name, unit in _units(one)]
@@ -229,6 +228,11 @@ def _where_it_matters(unit: xr.Dataset) -> str:
         return ", ".join(f"{j}" if where == "at" else f"before {j}" for j, where in places)
 
     return (listed(unit.matters) or "none") + (f" (in part {listed(partly)})" if bool(partly.any()) else "")
+
+
+def _short(effect: Any) -> str:
+    """Two decimals, and no minus before a zero."""
+    return f"{round(float(effect), 2) + 0.0:.2f}"
 
 
 def _units(one: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
@@ -249,7 +253,9 @@ def transplant_json(found: xr.Dataset) -> dict[str, Any]:
         for measure in ("chance", "untrained"):
             row[measure] = {family: _by_hop(unit[measure].sel(family=family)) for family in unit.family.values.tolist()}
         leading = {"hop": int(unit.leading), "family": str(unit.leading_family.values)}
-        row["leading"] = leading | {measure: float(unit[measure]) for measure in ("share", "share_low", "contest")}
+        row["leading"] = leading | {
+            measure: float(unit[measure]) for measure in ("share", "share_low", "contest", "family_contest")
+        }
         best = int(unit.best)
         row |= {"best": best if best >= 0 else None, "family": str(unit.best_family.values)}
         interval = unit.sel(family=leading["family"], hop=leading["hop"])
@@ -268,7 +274,7 @@ def transplant_table(found: xr.Dataset) -> Table:
     for name, unit in _units(found):
         for number, family in enumerate(unit.family.values.tolist()):
             cells = [
-                f"[bold green]{float(x):.2f}[/]" if (family, r) == (unit.best_family, unit.best) else f"{float(x):.2f}"
+                f"[bold green]{float(x):.2f}[/]" if (family, r) == (unit.leading_family, unit.best) else f"{float(x):.2f}"
                 for r, x in zip(unit.hop.values, unit.iia.sel(family=family).values, strict=True)
             ]
             lead = unit.sel(family=str(unit.leading_family.values), hop=int(unit.leading))
@@ -279,7 +285,8 @@ def transplant_table(found: xr.Dataset) -> Table:
 
 
 def _stands_for(unit: xr.Dataset) -> str:
-    return "none" if int(unit.best) < 0 else f"{unit.best_family.values} {int(unit.best)}"
+    family = str(unit.best_family.values)
+    return "none" if int(unit.best) < 0 else f"{'r =' if family == 'undecided' else family} {int(unit.best)}"
 
 
 def transplant_reading(found: xr.Dataset) -> str:
@@ -290,7 +297,7 @@ def transplant_reading(found: xr.Dataset) -> str:
     key = f'How often (IIA, {pairs}) the answer at i, once the output at i is another sequence\'s, is what "r hops done"'
     key += " predicts: carried was the position (pointer), letter and position (content), letter and occurrence number"
     key += f" (occurrence). Green: what it stands for: that closes more than {100 * found.attrs['margin']:.0f}% of the gap"
-    key += " from chance to 1, and beats every other."
+    key += " from chance to 1, and beats every other r."
     parts = [
         f"{name} {_stands_for(unit)}" + (f" ({float(unit.share):.2f})" if int(unit.best) >= 0 else "")
         for name, unit in _units(found)
