@@ -66,7 +66,7 @@ def attribution_patch(
     Raises:
         HopInterpError: a setting out of range, or a site that the model lacks.
     """
-    chosen = choose_pairs(task, hops, pairs, link, position, sequences, seed).to(device_of(model))
+    chosen = choose_pairs(task, hops, pairs, by, link, position, sequences, seed).to(device_of(model))
     net, direction = hooked(model, task), direction or default_direction(by)
     places, found_site = Places.of(chosen, by, seed), site_of(site, net)
     exchange = Exchange(net, chosen, direction)
@@ -176,7 +176,7 @@ def direct_logit_attribution(
     Raises:
         HopInterpError: a setting out of range, or a last norm whose scale cannot be frozen.
     """
-    chosen = choose_pairs(task, hops, pairs, link, position, sequences, seed).to(device_of(model))
+    chosen = choose_pairs(task, hops, pairs, "all", link, position, sequences, seed).to(device_of(model))
     net: Any = hooked(model, task)
     if net.cfg.normalization_type not in (None, "LN", "LNPre"):
         raise HopInterpError(

@@ -62,7 +62,7 @@ def patch(
     Args:
         site: resid_pre, resid_mid, resid_post, attn_out, mlp_out, or of each head z, q, k, v, pattern (the query's row).
         pairs: which counterfactuals, or pairs of your own (then `hops` must be theirs). See `draw_pairs`, also for `link`
-            (one-link pairs) and `position` (i).
+            (one-link pairs) and `position` (i; by position it is the last by default, so that the pairs line up).
         sequences: how many pairs.
         memory: bytes for the activations of runs that are batched together.
         report: called with the number of patched runs that are done, and with their number in all.
@@ -84,7 +84,7 @@ def patch(
         HopInterpError: a setting out of range, or a site that the model lacks.
         RuntimeError: a patch changed nothing where the two runs differ.
     """
-    chosen = choose_pairs(task, hops, pairs, link, position, sequences, seed).to(device_of(model))
+    chosen = choose_pairs(task, hops, pairs, by, link, position, sequences, seed).to(device_of(model))
     places = Places.of(chosen, by, seed)
     direction = direction or default_direction(by)
     run = runner(model, task)
@@ -119,10 +119,18 @@ def bar(pairs: Pairs, direction: Direction) -> float:
 
 
 def choose_pairs(
-    task: HopTask, hops: int, pairs: Kind | Pairs, link: int | None, position: int | None, sequences: int, seed: int
+    task: HopTask,
+    hops: int,
+    pairs: Kind | Pairs,
+    by: By,
+    link: int | None,
+    position: int | None,
+    sequences: int,
+    seed: int,
 ) -> Pairs:
-    """The given pairs, or pairs of the given kind."""
+    """The given pairs, or pairs of the given kind. By position i is the last by default, or no two pairs would line up."""
     if isinstance(pairs, str):
+        position = task.n_letters if position is None and by == "position" else position
         return draw_pairs(task, hops, sequences, kind=pairs, link=link, position=position, seed=seed)
     if pairs.hops != hops:
         raise HopInterpError(f"hops is {hops}; the given pairs ask for {pairs.hops}")

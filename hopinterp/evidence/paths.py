@@ -72,7 +72,7 @@ def path_patch(
     """
     if into not in get_args(Input):
         raise HopInterpError(f"into is {into!r}; it is q, k or v")
-    chosen = choose_pairs(task, hops, pairs, link, position, sequences, seed).to(device_of(model))
+    chosen = choose_pairs(task, hops, pairs, "all", link, position, sequences, seed).to(device_of(model))
     net: Any = hooked(model, task)
     spec = ModelSpec.from_model(net)
     froms, tos = (_heads(spec, given) for given in (senders, receivers))

@@ -155,6 +155,12 @@ def test_the_chain_picture_names_its_control_and_counts_its_pairs(depth3, short_
     assert float(found.clean.sel(metric="accuracy")) == 1
 
 
+def test_pairs_line_up_by_position(small_model, small_task):
+    """By position all drawn pairs are watched at the last letter: the last block's output there is the answer."""
+    found = patch(small_model, small_task, 2, sequences=1).effect.sel(layer=1, metric="logit_difference")
+    np.testing.assert_allclose(found, np.arange(21) == 20, atol=1e-5)
+
+
 def test_the_bar_is_half_of_what_a_broken_answer_shows(depth3, short_task):
     cases = (("resample", "noising", 0.375), ("resample", "denoising", 0.5), ("one-link", "noising", 0.5))
     for kind, direction, bar in cases:
