@@ -186,17 +186,17 @@ def patch_table(found: xr.Dataset, metric: str) -> Table:
             row = unit.expand_dims("position") if "position" not in unit.dims else unit
             order = abs(row.effect).fillna(-1).argsort()[::-1][:4].values
             best = row.isel(position=int(order[0]))
-            others = "  ".join(f"{p}: {_short(row.effect[p])}" for p in order[1:])
+            others = "  ".join(f"{p}: {_decimals(row.effect[p])}" for p in order[1:])
             where = str(int(order[0])) if "position" in one.dims else "all"
-            table.add_row(name, _short(best.effect), f"{_short(best.low)} – {_short(best.high)}", where, others)
+            table.add_row(name, _decimals(best.effect), f"{_decimals(best.low)} – {_decimals(best.high)}", where, others)
         return table
     table = _table("unit", "place", *(str(j) for j in one.chain.values), "off chain")
     for where in one["where"].values:
         for name, unit in rows:
             cells = unit.sel(where=where)
-            shown = [(_short(x), bool(green)) for x, green in zip(cells.effect.values, cells.matters.values, strict=True)]
+            shown = [(_decimals(x), bool(green)) for x, green in zip(cells.effect.values, cells.matters.values, strict=True)]
             marked = (f"[bold green]{text}[/]" if green else text for text, green in shown)
-            table.add_row(name, str(where), *marked, f"[dim]{_short(unit.off_chain)}" if where == "at" else "")
+            table.add_row(name, str(where), *marked, f"[dim]{_decimals(unit.off_chain)}" if where == "at" else "")
     return table
 
 
@@ -212,7 +212,7 @@ def patch_reading(found: xr.Dataset, metric: str) -> str:
         largest = np.unravel_index(np.nanargmax(abs(one.effect.values)), one.effect.shape)
         place = {dim: one[dim].values[n] for dim, n in zip(one.effect.dims, largest, strict=True)}
         named = ", ".join(f"{'block' if name == 'layer' else name} {value}" for name, value in place.items())
-        return f"{key}\nLargest: {_short(one.effect.sel(place))} at {named}."
+        return f"{key}\nLargest: {_decimals(one.effect.sel(place))} at {named}."
     key += f" Place j: at find^j(i), or before it. Green: it matters, the interval lies above {settings['bar']:.2f}."
     key += " In part: above that of a place off the chain."
     parts = [f"{name}: {_where_it_matters(unit)}" for name, unit in _units(one)]
@@ -230,7 +230,7 @@ def _where_it_matters(unit: xr.Dataset) -> str:
     return (listed(unit.matters) or "none") + (f" (in part {listed(partly)})" if bool(partly.any()) else "")
 
 
-def _short(effect: Any) -> str:
+def _decimals(effect: Any) -> str:
     """Two decimals, and no minus before a zero."""
     return f"{round(float(effect), 2) + 0.0:.2f}"
 
