@@ -269,19 +269,23 @@ def _by_hop(row: xr.DataArray) -> dict[str, float]:
 
 
 def transplant_table(found: xr.Dataset) -> Table:
-    """A row a block (or head) and family, a column an r, what it stands for in green; last, what it is and by how much."""
-    table = _table("unit", "family", *map(str, found.hop.values), "stands for", "share of the gap", "95% interval")
+    """A row a block (or head) and family: what it stands for, by how much, and the IIA of each r, the best in green."""
+    table = _table("unit", "stands for", "share", "95% interval", "family", *map(str, found.hop.values))
     for name, unit in _units(found):
+        lead = unit.sel(family=str(unit.leading_family.values), hop=int(unit.leading))
+        ends = (name, _stands_for(unit), _digits(unit.share), f"{_digits(lead.low)} – {_digits(lead.high)}")
         for number, family in enumerate(unit.family.values.tolist()):
             cells = [
-                f"[bold green]{float(x):.2f}[/]" if (family, r) == (unit.leading_family, unit.best) else f"{float(x):.2f}"
-                for r, x in zip(unit.hop.values, unit.iia.sel(family=family).values, strict=True)
+                f"[bold green]{_digits(x)}[/]" if (family, r) == (unit.leading_family, unit.best) else _digits(x)
+                for r, x in zip(unit.hop.values, unit.iia.sel(family=family), strict=True)
             ]
-            lead = unit.sel(family=str(unit.leading_family.values), hop=int(unit.leading))
-            interval = f"{float(lead.low):.2f} – {float(lead.high):.2f}"
-            ends = (_stands_for(unit), f"{float(unit.share):.2f}", interval) if not number else ("", "", "")
-            table.add_row("" if number else name, family, *cells, *ends)
+            table.add_row(*(ends if not number else [""] * 4), family, *cells)
     return table
+
+
+def _digits(share: xr.DataArray) -> str:
+    """Two digits, so that 17 columns fit beside each other."""
+    return f"{float(share):.2f}".removeprefix("0").replace("nan", "–")
 
 
 def _stands_for(unit: xr.Dataset) -> str:
@@ -302,12 +306,13 @@ def transplant_reading(found: xr.Dataset) -> str:
         f"{name} {_stands_for(unit)}" + (f" ({float(unit.share):.2f})" if int(unit.best) >= 0 else "")
         for name, unit in _units(found)
     ]
-    return f"{key}\nAt k = {hops}: {', '.join(parts)}. In brackets: how much of the gap."
+    return f"{key}\nAt k = {hops}: {', '.join(parts)}. In brackets, and as its share: how much of the gap."
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        words = column in ("model", "made", "family", "stands for")
-        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        words = column in ("model", "made")
+        left = words or column in ("family", "stands for")
+        table.add_column(column, justify="left" if left else "right", no_wrap=not words, overflow="fold")
     return table
