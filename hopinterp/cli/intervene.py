@@ -38,6 +38,9 @@ def patch(
         str, typer.Option(help="resample: an independent sequence; one-link: one letter changed.")
     ] = "resample",
     link: Annotated[int | None, typer.Option(help="j of one-link pairs; drawn for each pair by default.")] = None,
+    position: Annotated[
+        int | None, typer.Option(help="i, whose answer is watched; by position the last by default, else drawn.")
+    ] = None,
     direction: Annotated[
         str | None, typer.Option(help="noising (default along the chain) or denoising (default by position).")
     ] = None,
@@ -64,7 +67,8 @@ def patch(
     check_drawable(plot)
     with counting("patching") as report:
         found = run_patch(
-            network, card.task, hops, site=site, by=by, pairs=pairs, link=link, direction=direction,  # type: ignore[arg-type]
+            network, card.task, hops, site=site, by=by, pairs=pairs, link=link, position=position,  # type: ignore[arg-type]
+            direction=direction,  # type: ignore[arg-type]
             sequences=sequences, seed=seed, memory=memory * 2**20, report=report,
         )  # fmt: skip
     title = f"{Path(model).name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"
