@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from hopinterp.errors import HopInterpError
 from hopinterp.theory.hypotheses import HYPOTHESES, resolved
-
-# Okabe and Ito's colours, told apart by every kind of colour vision
-_INK = {"lookup": "#0072B2", "successor": "#D55E00", "sequential": "#009E73"}
-_DASHES = {"lookup": (4, 2), "successor": (1, 0), "sequential": (1, 1.5)}
-_STYLE: dict[Any, Any] = {
-    "figure.dpi": 150,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with mpl.rc_context(_STYLE):
-        yield
+from hopinterp.views.style import DASHES, INK, style
 
 
 def error_curve(found: xr.Dataset, title: str = "") -> Figure:
@@ -45,10 +22,10 @@ def error_curve(found: xr.Dataset, title: str = "") -> Figure:
     shown = found.sel(k=found.k > 0)
     if not shown.sizes["k"]:
         raise HopInterpError("there is nothing to draw on a log axis: no k above 0 was measured")
-    with _style():
+    with style():
         figure = Figure(figsize=(5, 3))
         axes = figure.subplots()
-        ink = _INK["lookup"]
+        ink = INK["lookup"]
         axes.fill_between(shown.k, 100 * shown.low, 100 * shown.high, color=ink, alpha=0.25, lw=0, label="95% interval")
         axes.plot(shown.k, 100 * shown.error, "o-", color=ink, ms=3.5, label="error")
         axes.axhline(1, color="0.5", lw=0.8, ls=":")
@@ -70,7 +47,7 @@ def alignment_heatmap(found: xr.Dataset, k: int, title: str = "") -> Figure:
     """
     values = found.score.sel(k=k).stack(unit=("layer", "head")).transpose("unit", "hop")
     n_heads = found.sizes["head"]
-    with _style():
+    with style():
         figure = Figure(figsize=(6.4, 0.22 * values.sizes["unit"] + 1.3))
         axes = figure.subplots()
         image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -91,7 +68,7 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
         found: what `probe` returned, with every layer.
     """
     k, layers, hops = found.attrs["hops"], found.layer.values, found.hop.values
-    with _style():
+    with style():
         figure = Figure(figsize=(6.4, 0.42 * len(layers) + 2))
         axes = figure.subplots()
         image = axes.pcolormesh(hops, layers, found.accuracy, cmap="cividis", vmin=0, vmax=1, shading="nearest")
@@ -101,7 +78,7 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
         for shift, name in zip((-0.12, 0.0, 0.12), HYPOTHESES, strict=True):
             steps = np.asarray(resolved(name, k, len(every)))[layers]
             label = f"{name}: {', '.join(map(str, steps))}"
-            axes.plot(steps + shift, layers, color=_INK[name], dashes=_DASHES[name], lw=2, marker=".", label=label)
+            axes.plot(steps + shift, layers, color=INK[name], dashes=DASHES[name], lw=2, marker=".", label=label)
         axes.plot([], [], "s", ms=7, mfc="none", mec="black", label="held")
         axes.axvline(k + 0.5, color="white", lw=1, ls=":")
         axes.set_yticks(layers)
@@ -122,7 +99,7 @@ def light_cone(found: xr.Dataset, metric: str, title: str = "") -> Figure:
     rows = ("layer", "head") if "head" in one.dims else ("layer",)
     stacked = one.stack(unit=rows).transpose("unit", "chain", "where")
     labels = [".".join(map(str, np.atleast_1d(unit))) for unit in stacked.unit.values.tolist()]
-    with _style():
+    with style():
         figure = Figure(figsize=(2 + 0.55 * one.sizes["chain"], 1.2 + 0.24 * len(labels)))
         panels = figure.subplots(1, 2, sharey=True)
         titles = {"at": "at find$^j$(i)", "before": "one before it"}
@@ -155,7 +132,7 @@ def patch_heatmap(found: xr.Dataset, metric: str, title: str = "") -> Figure:
     stacked = one.stack(unit=rows).transpose("unit", "position")
     labels = [".".join(map(str, np.atleast_1d(unit))) for unit in stacked.unit.values.tolist()]
     limit = max(1.0, float(abs(one).max()) if bool(one.notnull().any()) else 1.0)
-    with _style():
+    with style():
         figure = Figure(figsize=(7.2 if one.sizes["position"] > 1 else 3, 1.2 + 0.24 * len(labels)))
         axes = figure.subplots()
         # effects have a sign: white is none
@@ -177,8 +154,8 @@ def iia_by_r(found: xr.Dataset, title: str = "") -> Figure:
     Args:
         found: what `transplant` returned, without heads.
     """
-    layers, ink = found.layer.values, dict(zip(found.family.values.tolist(), _INK.values(), strict=True))
-    with _style():
+    layers, ink = found.layer.values, dict(zip(found.family.values.tolist(), INK.values(), strict=True))
+    with style():
         figure = Figure(figsize=(1.1 + 1.9 * len(layers), 2.9))
         panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
         for axes, layer in zip(panels, layers, strict=True):
