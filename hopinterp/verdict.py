@@ -1,0 +1,360 @@
+"""The bench: all kinds of evidence beside the hypotheses, and the one answer that they allow.
+
+What decides, block by block. *Transplants* say what a block's output stands for downstream: where they single out one r,
+the hypothesis must say r. *Probes* say what can be read: hop r must be held; that more is held is reported, not counted
+against a hypothesis, since what can be read need not be used. The *light cone* says what is still needed: no find^j(i) with
+j < r may be. *Behaviour*: the last block must have resolved k. Attention is reported beside what each hypothesis looks at. A
+hypothesis stands if some course R(0), R(1), … that follows its recursion passes every block.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from hopinterp.errors import HopInterpError
+from hopinterp.evidence.attention import align
+from hopinterp.evidence.behaviour import evaluate
+from hopinterp.evidence.interchange import MARGIN, transplant
+from hopinterp.evidence.patching import patch
+from hopinterp.evidence.probes import BAR, probe
+from hopinterp.evidence.readings import ATTENDED, BlockReading, read_blocks
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.task import HopTask
+from hopinterp.theory.hypotheses import HYPOTHESES, Hypothesis, resolved
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+SOLVED = 0.05
+"""A model solves the task at k where the interval of err_k lies below this: else nothing is claimed about its mechanism."""
+CAPACITY = 0.01
+"""Capacity counts the k whose err_k is not above this, by the lower end of its interval."""
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a model does at one k, and why we say so. Lists have an entry a block.
+
+    Attributes:
+        hops: k.
+        verdict: doubling, sequential, mixed, undetermined or none.
+        form: lookup or successor, where the evidence tells them apart.
+        reasons: sentences: which rule said so, and where.
+        error: err_k with `low` and `high`.
+        resolved: R(ℓ) by `probe` (the largest held hop), by `transplant` (what the output stands for; None where unclear)
+            and by `light_cone` (a pair: with find^j the next position needed, R is j, or j − 1 if the next block goes to the
+            position after the one that the pointer names).
+        attended: the j of find^j that some head attends to.
+        theory: R(ℓ) of each exact hypothesis.
+        growth: R(ℓ+1)/R(ℓ) over blocks strictly before k, by probe and by transplant, with an interval.
+        controls: what would have refuted the method, and whether it did not.
+        agreement: for each two kinds of evidence, in how many of the blocks where both speak they agree.
+        capacity: `measured`, the largest k up to which every err_k is at most 1% by its interval; and what the block before
+            the last allows: `predicted` by what it holds (2R + 1), `predicted_sequential` (R + 1), `predicted_transplant`
+            (2R + 1 of what it stands for; None where that is not clear).
+        evidence: the datasets, by kind: behaviour, attention, probe, transplant, patch.
+        settings: thresholds, seeds and numbers of sequences.
+    """
+
+    hops: int
+    verdict: str
+    form: str | None
+    reasons: tuple[str, ...]
+    error: Mapping[str, float]
+    resolved: Mapping[str, list[Any]]
+    attended: list[list[int]]
+    theory: Mapping[str, list[int]]
+    growth: list[dict[str, Any]]
+    controls: Mapping[str, dict[str, Any]]
+    agreement: Mapping[str, dict[str, int]]
+    capacity: Mapping[str, int | None]
+    evidence: Mapping[str, xr.Dataset] = field(repr=False)
+    settings: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """The verdict at every k, and whether the insides predict the outside.
+
+    Attributes:
+        verdicts: by k.
+        capacity: as in Verdict, with R the largest over the k that the model solves.
+    """
+
+    verdicts: Mapping[int, Verdict]
+    capacity: Mapping[str, int | None]
+
+
+def verify(
+    model: HookedTransformer | FusedTransformer,
+    task: HopTask,
+    hops: int,
+    *,
+    sequences: int = 100,
+    seed: int = 0,
+    behaviour: xr.Dataset | None = None,
+    report: Report | None = None,
+) -> Verdict:
+    """Which hypothesis a model follows at one k: run every kind of evidence, and judge.
+
+    Args:
+        sequences: for each kind of evidence (behaviour is measured on twice as many, probes are fitted on 1.6 times).
+        seed: of every draw; the same seed gives the same verdict.
+        behaviour: what `evaluate` found, if it has been run: every k from 1 up to where the capacity is to be looked for.
+        report: called with the name of each kind of evidence before it is gathered.
+
+    Raises:
+        HopInterpError: k out of range, 0 included.
+    """
+    task.check_hops(hops)
+    if hops < 1:
+        raise HopInterpError("hops is 0: hop_0 is the input itself, about which there is nothing to verify")
+    said = report or (lambda _: None)
+    found = {}
+    if behaviour is None:
+        said("behaviour")
+        behaviour = evaluate(model, task, sequences=2 * sequences, seed=seed)
+    found["behaviour"] = behaviour
+    said("attention")
+    found["attention"] = align(model, task, hops, max(sequences // 2, 2), seed)
+    said("probes")
+    found["probe"] = probe(model, task, hops, train_sequences=8 * sequences // 5, sequences=sequences, seed=seed)
+    said("patching")
+    found["patch"] = patch(model, task, hops, by="chain", sequences=sequences, seed=seed)
+    said("transplants")
+    found["transplant"] = transplant(model, task, hops, sequences=sequences, seed=seed)
+    return judge(found, hops, {"sequences": sequences, "seed": seed})
+
+
+def verify_all(
+    model: HookedTransformer | FusedTransformer,
+    task: HopTask,
+    hops: Iterable[int] | None = None,
+    *,
+    sequences: int = 100,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Survey:
+    """`verify` for every k (1 … max_hops by default), and the capacity that the insides predict."""
+    said = report or (lambda _: None)
+    said("behaviour")
+    behaviour = evaluate(model, task, sequences=2 * sequences, seed=seed)
+    verdicts = {}
+    for k in range(1, task.max_hops + 1) if hops is None else hops:
+        verdicts[k] = verify(
+            model, task, k, sequences=sequences, seed=seed, behaviour=behaviour, report=_prefixed(said, f"k = {k}: ")
+        )
+    if not verdicts:
+        raise HopInterpError("no values of k were given")
+    return Survey(verdicts, _largest_capacity(verdicts))
+
+
+def _prefixed(report: Report, prefix: str) -> Report:
+    return lambda kind: report(prefix + kind)
+
+
+def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any]) -> Verdict:
+    """The verdict that evidence already gathered allows.
+
+    Args:
+        found: behaviour, attention, probe, transplant and patch (by chain), each as its function returned it.
+    """
+    blocks = read_blocks(found["probe"], found["transplant"], found["patch"], found["attention"], hops)
+    error = {name: float(found["behaviour"][name].sel(k=hops)) for name in ("error", "low", "high")}
+    verdict, form, reasons = _decide(blocks, error, hops)
+    thresholds = {"solved": SOLVED, "capacity": CAPACITY, "held": BAR, "stands_for": MARGIN, "attended": ATTENDED}
+    thresholds["needed"] = float(found["patch"].attrs["bar"])
+    return Verdict(
+        hops,
+        verdict,
+        form,
+        tuple(reasons),
+        error,
+        {
+            "probe": [max(block.held, default=0) for block in blocks],
+            "transplant": [block.stands_for for block in blocks],
+            "light_cone": [_light_cone(block, hops) for block in blocks],
+        },
+        [sorted(block.attended) for block in blocks],
+        {name: resolved(name, hops, len(blocks)) for name in HYPOTHESES},
+        _growth(blocks, hops),
+        _controls(found, hops),
+        _agreement(blocks, hops),
+        _capacity(found["behaviour"], blocks),
+        found,
+        {**settings, **thresholds},
+    )
+
+
+# -- the decision ------------------------------------------------------------------------------------------------------
+
+
+def _decide(blocks: tuple[BlockReading, ...], error: Mapping[str, float], hops: int) -> tuple[str, str | None, list[str]]:
+    percent = f"err_{hops} is {100 * error['error']:.1f}% ({100 * error['low']:.1f} to {100 * error['high']:.1f})"
+    if error["low"] > SOLVED:
+        return "none", None, [f"{percent}: the model does not solve k = {hops}; no claim is made about its mechanism."]
+    if error["high"] > SOLVED:
+        return "undetermined", None, [f"{percent}: the interval does not tell whether the model solves k = {hops}."]
+    reasons = [f"{percent}: the model solves k = {hops}."]
+    courses = {name: _course(Hypothesis(name), blocks, hops) for name in (*HYPOTHESES, "doubling")}
+    standing = {name for name, (course, _) in courses.items() if course is not None}
+    reasons += [why for name, (_, why) in courses.items() if name != "doubling" or not standing & {"lookup", "successor"}]
+    reasons += _surplus(blocks)
+    if hops < 4:
+        return (
+            "undetermined",
+            None,
+            [*reasons, "At k < 4 doubling and sequential are not told apart: 2 hops or 3 after block 2."],
+        )
+    if not standing:
+        return "mixed", None, reasons
+    if "doubling" in standing and "sequential" in standing:
+        return "undetermined", None, [*reasons, "Doubling and sequential both stand: no block tells them apart."]
+    name = "sequential" if "sequential" in standing else "doubling"
+    against = "doubling" if name == "sequential" else "sequential"
+    if not _supported(blocks, hops, against):
+        why = f"No block between the first look-up and the last clearly stands for what {name} says and {against} does not."
+        return "undetermined", None, [*reasons, why]
+    forms = standing & {"lookup", "successor"}
+    return name, forms.pop() if len(forms) == 1 else None, reasons
+
+
+def _course(hypothesis: Hypothesis, blocks: tuple[BlockReading, ...], hops: int) -> tuple[list[int] | None, str]:
+    """R(0), R(1), … by the hypothesis's recursion through what every block allows, if there is such a course; and why."""
+    name = hypothesis.name
+    courses: list[list[int]] = [[]]
+    for block in blocks:
+        longer = []
+        objections: list[str] = []
+        for course in courses:
+            steps = hypothesis.grows(block.layer, course[-1], hops) if course else hypothesis.holds(0, hops)
+            for r in steps:
+                objection = _objection(block, r, hops, last=block is blocks[-1])
+                (objections.append(objection) if objection else longer.append([*course, r]))
+        if not longer:
+            return None, f"{name.capitalize()} fails at block {block.layer}: {objections[0]}."
+        courses = longer
+    return courses[0], f"{name.capitalize()} stands: {', '.join(map(str, courses[0]))}."
+
+
+def _objection(block: BlockReading, r: int, hops: int, last: bool) -> str:
+    """Why a block cannot have resolved exactly r hops; empty if nothing says so."""
+    if last and r < hops:
+        return f"it would have resolved {r} of {hops} hops, and the model answers"
+    if block.stands_for is not None and block.stands_for != r:
+        return f"its output stands for {block.stands_for} hops done (transplants), not {r}"
+    if r not in block.perhaps_held:
+        return f"it does not hold hop {r} (probes)"
+    if early := sorted(j for j in block.needed if j < r):
+        return f"the answer still needs find^{early[0]}(i), before hop {r} (light cone)"
+    return ""
+
+
+def _surplus(blocks: tuple[BlockReading, ...]) -> list[str]:
+    """What can be read beyond what a block stands for."""
+    more = {
+        block.layer: sorted(j for j in block.held if block.stands_for is not None and j > block.stands_for)
+        for block in blocks
+    }
+    told = [f"block {layer} also hop {', '.join(map(str, js))}" for layer, js in more.items() if js]
+    return [f"Readable beyond what a block stands for: {'; '.join(told)}."] if told else []
+
+
+def _supported(blocks: tuple[BlockReading, ...], hops: int, against: str) -> bool:
+    """Whether a block after the first look-up, before the last, clearly stands for some hops, and so excludes the other
+    hypothesis; or, where that is too slow for the model's depth, leaves it excluded."""
+    other = Hypothesis(against)
+    clear = [block for block in blocks[2:-1] if block.stands_for is not None]
+    too_slow = other.holds(blocks[-1].layer, hops)[-1] < hops
+    return any(too_slow or block.stands_for not in other.holds(block.layer, hops) for block in clear)
+
+
+# -- figures -------------------------------------------------------------------------------------------------------------
+
+
+def _light_cone(block: BlockReading, hops: int) -> list[int]:
+    """The two R(ℓ) that the next needed position leaves open."""
+    return [min(block.next_needed - 1, hops), min(block.next_needed, hops)]
+
+
+def _growth(blocks: tuple[BlockReading, ...], hops: int) -> list[dict[str, Any]]:
+    """R(ℓ+1)/R(ℓ) while R(ℓ+1) < k, by each kind of evidence; the interval spans every R that its uncertainty allows."""
+    found = []
+    for before, after in itertools.pairwise(blocks):
+        for kind in ("probe", "transplant"):
+            (low, r, high), (next_low, next_r, next_high) = (_span(block, kind) for block in (before, after))
+            if not r or not next_r or next_r >= hops:
+                continue
+            step = {"layers": [before.layer, after.layer], "by": kind, "ratio": next_r / r}
+            found.append(step | {"low": next_low / max(high, 1), "high": next_high / max(low, 1)})
+    return found
+
+
+def _span(block: BlockReading, kind: str) -> tuple[int, int | None, int]:
+    if kind == "probe":
+        r = max(block.held, default=0)
+        return r, r, max(block.perhaps_held, default=r)
+    if block.stands_for is None:
+        return 0, None, 0
+    close = block.not_told_apart | {block.stands_for}
+    return min(close), block.stands_for, max(close)
+
+
+def _agreement(blocks: tuple[BlockReading, ...], hops: int) -> dict[str, dict[str, int]]:
+    """Blocks where two kinds of evidence agree, of those where both say something."""
+    pairs: dict[str, list[bool]] = {"transplant_probe": [], "transplant_light_cone": [], "probe_light_cone": []}
+    for block in blocks:
+        held, cone = max(block.held, default=0), _light_cone(block, hops)
+        pairs["probe_light_cone"].append(held in cone)
+        if block.stands_for is not None:
+            pairs["transplant_probe"].append(held == block.stands_for)
+            pairs["transplant_light_cone"].append(block.stands_for in cone)
+    return {name: {"agree": sum(same), "of": len(same)} for name, same in pairs.items()}
+
+
+def _controls(found: Mapping[str, xr.Dataset], hops: int) -> dict[str, dict[str, Any]]:
+    """What would have shown that a method finds hops where there are none."""
+    probes, cones, swaps = found["probe"].sel(hop=slice(1, hops)), found["patch"], found["transplant"]
+    cheap = xr.where(probes.majority > probes.lower_hops, probes.majority, probes.lower_hops)
+    gap = float(((probes.untrained - cheap) / (1 - cheap)).max())
+    held = probes.selectivity.where(probes.held)
+    off = cones.off_chain_high.sel(metric="probability").max()
+    bar = swaps.chance.where(swaps.chance < 1)
+    # what reaches r = 0 is the input itself, and the last block's output is the answer of any model
+    moved = ((swaps.untrained - bar) / (1 - bar)).sel(hop=slice(1, None)).isel(layer=slice(None, -1))
+    moved = float(moved.max()) if moved.size else float("nan")
+    return {
+        "untrained_probe": {"passed": gap < BAR, "largest_share_of_the_gap": gap, "bar": BAR},
+        "selectivity": {"passed": not bool((held <= 0).any()), "least_of_held": float(held.min())},
+        "off_chain": {"passed": float(off) < cones.attrs["bar"], "largest_effect": float(off), "bar": cones.attrs["bar"]},
+        "untrained_transplant": {"passed": not moved > MARGIN, "largest_share_of_the_gap": moved, "bar": MARGIN},
+    }
+
+
+def _capacity(behaviour: xr.Dataset, blocks: tuple[BlockReading, ...]) -> dict[str, int | None]:
+    """How far the model gets, and how far the block before the last lets the last one get, as it runs at one k."""
+    fine = (behaviour.low <= CAPACITY).sortby("k")
+    measured = int(behaviour.k.where(fine.cumprod("k") > 0, 0).max())
+    before = blocks[-2] if len(blocks) > 1 else None
+    held = None if before is None else max(before.held, default=0)
+    stands = None if before is None else before.stands_for
+    return {
+        "measured": measured,
+        "predicted": None if held is None else 2 * held + 1,
+        "predicted_sequential": None if held is None else held + 1,
+        "predicted_transplant": None if stands is None else 2 * stands + 1,
+    }
+
+
+def _largest_capacity(verdicts: Mapping[int, Verdict]) -> dict[str, int | None]:
+    """Over the k that are solved; of all k where none is."""
+    solved = [v.capacity for v in verdicts.values() if v.verdict != "none"] or [v.capacity for v in verdicts.values()]
+    names = solved[0].keys()
+    return {name: max((c for one in solved if (c := one[name]) is not None), default=None) for name in names}
