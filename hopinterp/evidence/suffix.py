@@ -13,6 +13,7 @@ sequence and the position read at its end (what stands to the right of that is c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -20,84 +21,121 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.spec import ModelSpec
 
 Rows = Float[Tensor, "*batch d_model"]
 Heads = Float[Tensor, "*batch head d_head"]
-_MLP_ROWS = 192  # with a hidden width of 512, a chunk and the weights stay in a core's second-level cache
+_CHUNK_ROWS = 640  # what a block needs for so many rows stays near a core's second-level cache
+_LARGEST = 80.0  # exp of it drowns every weight up to 1, and overflows nothing
 _NEEDLESS_ROWS = 128  # what a group may compute in vain where it saves another group's calls
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One block, its weights laid out for many calls. Queries are scaled as the scores are to be."""
+    """One block, its weights laid out for many calls.
 
-    model: FusedTransformer
-    layer: int
+    Attributes:
+        weights: the block's parameters by their names in it.
+        qkv_weight, qkv_bias: for all heads; queries come scaled as the scores are to be.
+        fan: [d_model, d_model + d_mlp], from a direction of the residual stream to itself and to what it adds to the MLP's
+            preactivations, but for the layer norm's division (see `preactivations`).
+        head_fan: [head, d_head, d_model + d_mlp], likewise from what a head gathers.
+    """
+
+    spec: ModelSpec
+    weights: dict[str, Tensor]
     qkv_weight: Float[Tensor, "qkv_head_d_head d_model"]
     qkv_bias: Float[Tensor, " qkv_head_d_head"]
+    fan: Float[Tensor, "d_model fan"]
+    head_fan: Float[Tensor, "head d_head fan"]
 
     @classmethod
     def of(cls, model: FusedTransformer, layer: int) -> Block:
         """Lay out one block of a model."""
-        spec = model.spec
+        spec, prefix = model.spec, f"blocks.{layer}."
+        w = {name.removeprefix(prefix): p for name, p in model.parameters.items() if name.startswith(prefix)}
         assert spec.d_head is not None
-        scales = (spec.d_head**-0.5 if spec.use_attn_scale else 1.0, 1.0, 1.0)
-        weights = [
-            model.parameters[f"blocks.{layer}.attn.W_{name}"] * scale for name, scale in zip("QKV", scales, strict=True)
-        ]
-        biases = [
-            model.parameters[f"blocks.{layer}.attn.b_{name}"] * scale for name, scale in zip("QKV", scales, strict=True)
-        ]
-        return cls(model, layer, torch.cat(weights).transpose(1, 2).flatten(0, 1).contiguous(), torch.cat(biases).flatten())
+        scales = {"Q": spec.d_head**-0.5 if spec.use_attn_scale else 1.0, "K": 1.0, "V": 1.0}
+        weight = torch.cat([w[f"attn.W_{name}"] * scale for name, scale in scales.items()])
+        bias = torch.cat([w[f"attn.b_{name}"] * scale for name, scale in scales.items()])
+        fan = torch.eye(spec.d_model, dtype=weight.dtype, device=weight.device)
+        if not spec.attn_only:
+            fan = torch.cat([fan, _read(w, spec)], dim=1)
+        return cls(spec, w, weight.transpose(1, 2).flatten(0, 1).contiguous(), bias.flatten(), fan, w["attn.W_O"] @ fan)
 
     def norm1(self, x: Rows) -> Rows:
         """What the heads read of resid_pre."""
-        return _norm(self.model, x, f"blocks.{self.layer}.ln1")
+        return _norm(self.spec, x, self.weights.get("ln1.w"), self.weights.get("ln1.b"))
 
     def qkv(self, x: Rows) -> tuple[Heads, Heads, Heads]:
         """Queries, keys and values of rows of resid_pre."""
-        spec = self.model.spec
-        q, k, v = F.linear(self.norm1(x), self.qkv_weight, self.qkv_bias).unflatten(-1, (3, spec.n_heads, -1)).unbind(-3)
+        shape = (3, self.spec.n_heads, -1)
+        q, k, v = F.linear(self.norm1(x), self.qkv_weight, self.qkv_bias).unflatten(-1, shape).unbind(-3)
         return q, k, v
 
     def attn_out(self, z: Heads) -> Rows:
         """What the heads write together."""
-        return F.linear(z.flatten(-2), self.own("attn.W_O").flatten(0, 1).T, self.own("attn.b_O"))
+        return F.linear(z.flatten(-2), self.weights["attn.W_O"].flatten(0, 1).T, self.weights["attn.b_O"])
 
     def mlp_out(self, x: Rows) -> Rows:
         """What the MLP writes, from rows of resid_mid; zero where the model has none."""
-        spec = self.model.spec
-        if spec.attn_only:
+        if self.spec.attn_only:
             return torch.zeros_like(x)
-        hidden = F.linear(_norm(self.model, x, f"blocks.{self.layer}.ln2"), self.own("mlp.W_in").T, self.own("mlp.b_in"))
-        if spec.act_fn == "relu":
+        rows = _norm(self.spec, x, self.weights.get("ln2.w"), self.weights.get("ln2.b"))
+        return self._write(F.linear(rows, self.weights["mlp.W_in"].T, self.weights["mlp.b_in"]))
+
+    def resid_post(self, fanned: Float[Tensor, "*batch fan"]) -> Rows:
+        """The block's output from resid_mid's fan."""
+        x = fanned[..., : self.spec.d_model]
+        if self.spec.attn_only:
+            return x
+        hidden, bias = fanned[..., self.spec.d_model :], self.weights["mlp.b_in"]
+        if "ln2.b" in self.weights:
+            bias = bias + self.weights["ln2.b"] @ self.weights["mlp.W_in"]
+        if self.spec.normalization_type is None:
+            return x + self._write(hidden + bias)
+        norm = torch.linalg.vector_norm(x - x.mean(-1, keepdim=True), dim=-1, keepdim=True)  # x.var() takes 13 times as long
+        scale = (norm.square() / self.spec.d_model + self.spec.eps).rsqrt()
+        return x + self._write(torch.addcmul(bias, hidden, scale))
+
+    def head_fans(
+        self, first: Float[Tensor, "head row d_head"], second: Float[Tensor, "head row d_head"]
+    ) -> Float[Tensor, "head_and_which row fan"]:
+        """The fans of two things that each head gathers."""
+        z = torch.cat([first, second], dim=1)
+        return torch.bmm(z, self.head_fan).view(-1, first.shape[1], self.head_fan.shape[2])
+
+    def _write(self, hidden: Float[Tensor, "*batch d_mlp"]) -> Rows:
+        if self.spec.act_fn == "relu":
             hidden = F.relu(hidden)
         else:
-            hidden = F.gelu(hidden, approximate="none" if spec.act_fn == "gelu" else "tanh")
-        return F.linear(hidden, self.own("mlp.W_out").T, self.own("mlp.b_out"))
+            hidden = F.gelu(hidden, approximate="none" if self.spec.act_fn == "gelu" else "tanh")
+        return F.linear(hidden, self.weights["mlp.W_out"].T, self.weights["mlp.b_out"])
 
-    def add_mlp_(self, x: Rows) -> None:
-        """From resid_mid to resid_post in place, a cacheful of rows at a time."""
-        if not self.model.spec.attn_only:
-            for rows in x.view(-1, x.shape[-1]).split(_MLP_ROWS):
-                rows += self.mlp_out(rows)
 
-    def own(self, name: str) -> Tensor:
-        """A parameter of this block."""
-        return self.model.parameters[f"blocks.{self.layer}.{name}"]
+def _read(weights: dict[str, Tensor], spec: ModelSpec) -> Float[Tensor, "d_model d_mlp"]:
+    """W_in with the layer norm's linear parts, its gain and its centring, taken in."""
+    w_in = weights["mlp.W_in"]
+    if "ln2.w" in weights:
+        w_in = weights["ln2.w"][:, None] * w_in
+    return w_in if spec.normalization_type is None else w_in - w_in.mean(0)
 
 
 def unembed(model: FusedTransformer, x: Rows) -> Float[Tensor, "*batch d_vocab"]:
     """Logits from rows of the last block's resid_post."""
     p = model.parameters
-    return F.linear(_norm(model, x, "ln_final"), p["unembed.W_U"].T, p["unembed.b_U"])
+    x = _norm(model.spec, x, p.get("ln_final.w"), p.get("ln_final.b"))
+    return F.linear(x, p["unembed.W_U"].T, p["unembed.b_U"])
 
 
-def _norm(model: FusedTransformer, x: Rows, name: str) -> Rows:
-    if model.spec.normalization_type is None:
-        return x
-    weight, bias = model.parameters.get(f"{name}.w"), model.parameters.get(f"{name}.b")
-    return F.layer_norm(x, (model.spec.d_model,), weight, bias, model.spec.eps)
+def _norm(spec: ModelSpec, x: Rows, weight: Tensor | None, bias: Tensor | None) -> Rows:
+    return x if spec.normalization_type is None else F.layer_norm(x, (spec.d_model,), weight, bias, spec.eps)
+
+
+def _softmax(scores: Float[Tensor, "*batch key"]) -> tuple[Float[Tensor, "*batch key"], Float[Tensor, "*batch"]]:
+    """Softmax over keys and its logsumexp, which the largest entry of both gives at a fraction of torch.logsumexp's cost."""
+    pattern = scores.softmax(-1)
+    return pattern, scores.amax(-1) - pattern.amax(-1).log()
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +145,8 @@ class Attention:
     Attributes:
         q, k, v: [head, position, d_head], queries scaled.
         z: [position, head, d_head].
-        scores: [head, query, key], −inf where the key comes later.
-        total: [head, query], logsumexp of the scores.
+        pattern: [head, query, key].
+        total: [head, query], logsumexp of the scores, which `pattern` is the softmax of.
         top: [head, query], the key that holds most.
         rest_total, rest_z: `total` and `z` without that key. Subtracting it would lose all precision where it held nearly
             everything; any other key holds at most half, and can be subtracted.
@@ -118,7 +156,7 @@ class Attention:
     k: Float[Tensor, "head position d_head"]
     v: Float[Tensor, "head position d_head"]
     z: Float[Tensor, "position head d_head"]
-    scores: Float[Tensor, "head query key"]
+    pattern: Float[Tensor, "head query key"]
     total: Float[Tensor, "head query"]
     top: Int[Tensor, "head query"]
     rest_total: Float[Tensor, "head query"]
@@ -133,8 +171,9 @@ class Attention:
         top = scores.argmax(-1)
         rest = scores.scatter(-1, top[..., None], -torch.inf)
         rest[:, 0] = 0  # the first query has one key: nothing is left, and nothing is read of it
-        z, rest_z = ((x.softmax(-1) @ v).transpose(0, 1).contiguous() for x in (scores, rest))
-        return cls(q, k, v, z, scores, scores.logsumexp(-1), top, rest.logsumexp(-1), rest_z)
+        (pattern, total), (rest_pattern, rest_total) = _softmax(scores), _softmax(rest)
+        z, rest_z = ((x @ v).transpose(0, 1).contiguous() for x in (pattern, rest_pattern))
+        return cls(q, k, v, z, pattern, total, top, rest_total, rest_z)
 
     def merge(
         self,
@@ -146,8 +185,8 @@ class Attention:
         """z of new queries that look at the run's keys where `seen`, and at new keys, from which they gathered `z` with a
         logsumexp of `total`."""
         scores = (q.transpose(0, 1) @ self.k.mT).masked_fill(~seen, torch.finfo(q.dtype).min)  # head, patch, position
-        run_z = (scores.softmax(-1) @ self.v).transpose(0, 1)
-        return run_z.lerp(z, (total - scores.logsumexp(-1).T).sigmoid()[..., None])
+        pattern, run_total = _softmax(scores)
+        return (pattern @ self.v).transpose(0, 1).lerp(z, (total - run_total.T).sigmoid()[..., None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +206,16 @@ class Run:
     attn_out: list[Tensor]
     mlp_out: list[Tensor]
     attention: list[Attention]
+
+    @cached_property
+    def fans(self) -> list[Tensor]:
+        """For each block but the last, [position, 1 + 2 head, fan]: the fans of resid_pre with b_O, of z and of rest_z."""
+        fans = []
+        for block, resid, attention in zip(self.blocks[:-1], self.resid, self.attention, strict=False):
+            base = (resid + block.weights["attn.b_O"]) @ block.fan
+            heads = block.head_fans(attention.z.transpose(0, 1), attention.rest_z.transpose(0, 1))
+            fans.append(torch.cat([base[None], heads]).transpose(0, 1).contiguous())
+        return fans
 
     @classmethod
     def of(cls, model: FusedTransformer, blocks: list[Block], tokens: Int[Tensor, " position"]) -> Run:
@@ -206,55 +255,59 @@ class Patches:
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """Patches in the block that they enter. Each later query is a weighted sum of three vectors: what it gathers in the
-    run (or without its top key, where that is the patched one), the patched key's old value, and its new value.
+    """Patches in the block whose resid_pre they patch.
+
+    A later query has one key exchanged. With a the old weight of the patched key and w′ the new one's, as it would be if it
+    were added to the old keys, the query gathers
+
+        z′ = (z − a v + w′ v′) / (1 − a + w′)
+
+    or, where the patched key is the query's top one, z′ = (rest_z + w′ v′) / (1 + w′) with w′ weighed against the rest. So
+    resid_mid is a weighted sum of few vectors, and W_O and W_in are applied to these (see `Block`): once for a query, or once
+    for a patch, never for each pair of both.
 
     Attributes:
-        is_top, keep, old, new: [patch, position, head], whether the patched key is the query's top one, and the weights.
-        v_old, v_new: [patch, head, d_head].
-        mid: [patch, d_model], resid_mid at the patched position.
+        by_query: [1 + 2 head, position, patch], the weights of resid_pre and of each head's z and rest_z.
+        by_patch: [2 head, position, patch], the weights of each head's v and v′.
+        v_new: v′.
+        own: the fan of resid_mid at the patched position, whose query is new.
     """
 
     run: Run
     layer: int
     position: Int[Tensor, " patch"]
-    is_top: Bool[Tensor, "patch position head"]
-    keep: Float[Tensor, "patch position head"]
-    old: Float[Tensor, "patch position head"]
-    new: Float[Tensor, "patch position head"]
-    v_old: Float[Tensor, "patch head d_head"]
-    v_new: Float[Tensor, "patch head d_head"]
-    mid: Rows
+    by_query: Float[Tensor, "part position patch"]
+    by_patch: Float[Tensor, "part position patch"]
+    v_new: Float[Tensor, "head patch d_head"]
+    own: Float[Tensor, "patch fan"]
 
     @classmethod
     def of(cls, run: Run, layer: int, patches: Patches) -> Entries:
-        """Patches that all enter one block. With a the old weight of the patched key and a′ the new one, which is a
-        sigmoid of the new score against the logsumexp of the other keys:
-
-            z′ = (1 − a′) · (z − a v) / (1 − a) + a′ v′
-        """
-        attention, at = run.attention[layer], patches.position
-        q, k, v_new = run.blocks[layer].qkv(patches.vector)
-        own_z = _own_query(attention, at, q, k, v_new)
-        mid = patches.vector + run.blocks[layer].attn_out(own_z)
+        """Patches that all enter one block."""
+        block, attention, at = run.blocks[layer], run.attention[layer], patches.position
+        q, k, v = block.qkv(patches.vector)
+        own = patches.vector + block.attn_out(_own_query(attention, at, q, k, v))
         is_top = attention.top[..., None] == at  # head, query, patch
-        a = (attention.scores[..., at] - attention.total[..., None]).exp().masked_fill(is_top, 0)
-        others = torch.where(is_top, attention.rest_total[..., None], attention.total[..., None] + torch.log1p(-a))
-        earlier = torch.arange(a.shape[1], device=at.device)[:, None] < at
-        margin = (attention.q @ k.permute(1, 2, 0) - others).masked_fill(earlier, -torch.inf)
-        keep = (-margin).sigmoid() / (1 - a)
-        is_top, keep, old, new = (x.permute(2, 1, 0).contiguous() for x in (is_top, keep, -a * keep, margin.sigmoid()))
-        return cls(run, layer, at, is_top, keep, old, new, attention.v[:, at].transpose(0, 1), v_new, mid)
+        a = attention.pattern[..., at].masked_fill_(is_top, 0)
+        against = torch.where(is_top, attention.rest_total[..., None], attention.total[..., None])
+        w = (attention.q @ k.permute(1, 2, 0)).sub_(against).clamp_max_(_LARGEST).exp_()
+        w.masked_fill_(torch.arange(w.shape[1], device=at.device)[:, None] < at, 0)  # earlier queries do not see it
+        keep = (w - a).add_(1).reciprocal_()
+        rest = keep * is_top
+        by_query = torch.stack([keep - rest, rest], dim=1).flatten(0, 1)
+        by_patch = torch.stack([a.mul_(keep).neg_(), w.mul_(keep)], dim=1).flatten(0, 1)
+        by_query = torch.cat([torch.ones_like(by_query[:1]), by_query])
+        return cls(run, layer, at, by_query, by_patch, v.transpose(0, 1), own @ block.fan)
 
-    def mids(self, which: slice, start: int) -> Float[Tensor, "patch window d_model"]:
-        """resid_mid from `start` on of some of the patches."""
-        attention = self.run.attention[self.layer]
-        is_top, keep, old, new = (x[which, start:, :, None] for x in (self.is_top, self.keep, self.old, self.new))
-        z = torch.where(is_top, attention.rest_z[start:], attention.z[start:]).mul_(keep)
-        z.addcmul_(self.v_old[which, None], old).addcmul_(self.v_new[which, None], new)
-        x = self.run.blocks[self.layer].attn_out(z) + self.run.resid[self.layer][start:]
-        x[torch.arange(len(x), device=x.device), self.position[which] - start] = self.mid[which]
-        return x
+    def resid_post(self, which: slice, start: int) -> Float[Tensor, "patch window d_model"]:
+        """The block's output, from position `start` on, for some of the patches."""
+        block, at = self.run.blocks[self.layer], self.position[which]
+        v_fans = block.head_fans(self.run.attention[self.layer].v[:, at], self.v_new[:, which])
+        fanned = torch.bmm(self.by_patch[:, start:, which].permute(2, 1, 0), v_fans.transpose(0, 1))
+        by_query = self.by_query[:, start:, which].permute(1, 2, 0)
+        fanned += torch.bmm(by_query, self.run.fans[self.layer][start:]).transpose(0, 1)
+        fanned[torch.arange(len(at), device=at.device), at - start] = self.own[which]
+        return block.resid_post(fanned)
 
 
 def _own_query(attention: Attention, at: Int[Tensor, " patch"], q: Heads, k: Heads, v: Heads) -> Heads:
@@ -282,8 +335,7 @@ class Last:
     def logits(self, run: Run) -> Float[Tensor, "patch d_vocab"]:
         """The rest of the way."""
         x = self.x + run.blocks[-1].attn_out(run.attention[-1].merge(self.seen, self.q, self.total, self.z))
-        run.blocks[-1].add_mlp_(x)
-        return unembed(run.model, x)
+        return unembed(run.model, x + run.blocks[-1].mlp_out(x))
 
     @classmethod
     def entering(cls, run: Run, patches: Patches) -> Last:
@@ -304,43 +356,41 @@ class Last:
         w_q, w_k, w_v = block.qkv_weight.unflatten(0, (3, heads, -1))  # head, d_head, d_model
         b_q, b_k, b_v = block.qkv_bias.unflatten(0, (3, heads, -1))
         q = torch.einsum("pd,hid->phi", rows[:, -1], w_q) + b_q
-        folded = torch.einsum("phi,hid->pdh", q, w_k)
-        scores = rows @ folded + torch.einsum("phi,hi->ph", q, b_k)[:, None]  # patch, window, head
-        mean = scores.softmax(1).mT @ rows
-        z = torch.einsum("phd,hid->phi", mean, w_v) + b_v
+        folded = torch.einsum("phi,hid->phd", q, w_k)
+        scores = folded @ rows.mT + torch.einsum("phi,hi->ph", q, b_k)[..., None]
+        pattern, total = _softmax(scores)  # patch, head, window
+        z = torch.einsum("phd,hid->phi", pattern @ rows, w_v) + b_v
         first = len(run.resid[-1]) - x.shape[1]
         seen = torch.arange(len(run.resid[-1]), device=x.device) < first
-        return cls(x[:, -1].clone(), q, scores.logsumexp(1), z, seen.expand(len(x), -1))
-
-    @classmethod
-    def cat(cls, parts: list[Last]) -> Last:
-        """All of them."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x", "q", "total", "z", "seen")))
+        return cls(x[:, -1].clone(), q, total, z, seen.expand(len(x), -1))
 
 
 def carry(run: Run, patches: Patches, rows: int) -> Float[Tensor, "patch d_vocab"]:
     """Logits at the end of the sequence for every patch, at most `rows` residual vectors at a time (or one patch's)."""
     n_layers, n = len(run.blocks), len(run.resid[-1])
     logits = patches.vector.new_empty(len(patches), run.model.spec.d_vocab)
-    past, late, early = patches.entry == n_layers, patches.entry == n_layers - 1, patches.entry < n_layers - 1
+    past, late = patches.entry == n_layers, patches.entry == n_layers - 1
     logits[past] = unembed(run.model, patches.vector[past])
     logits[late] = Last.entering(run, patches[late]).logits(run)
-    if early.any():
-        which = early.nonzero()[:, 0]
-        which = which[patches.position[which].argsort(descending=True, stable=True)]
-        groups = [which[a:b] for a, b in _groups(patches.position[which].tolist(), n, rows)]
-        groups = [group[patches.entry[group].argsort(stable=True)] for group in groups]
-        order = torch.cat(groups)
-        entries = [Entries.of(run, layer, patches[order[patches.entry[order] == layer]]) for layer in range(n_layers - 1)]
-        used = [0] * len(entries)
-        parts = []
-        for group in groups:
-            counts = patches.entry[group].bincount(minlength=len(entries)).tolist()
-            start = int(patches.position[group].min())
-            x = _early_blocks(run, [(e, slice(u, u + c)) for e, u, c in zip(entries, used, counts, strict=True)], start)
-            parts.append(Last.reading(run, x))
-            used = [u + c for u, c in zip(used, counts, strict=True)]
-        logits[order] = Last.cat(parts).logits(run)
+    early = (patches.entry < n_layers - 1).nonzero()[:, 0]
+    early = early[patches.position[early].argsort(descending=True, stable=True)]
+    for part in early.split(max(1, rows * run.blocks[0].fan.shape[1] // (3 * n * run.model.spec.n_heads))):
+        logits[part] = _carry_early(run, patches[part], rows)
+    return logits
+
+
+def _carry_early(run: Run, patches: Patches, rows: int) -> Float[Tensor, "patch d_vocab"]:
+    """Likewise for patches below the last block, sorted by falling position."""
+    n_layers, n = len(run.blocks), len(run.resid[-1])
+    within = [(patches.entry == layer).nonzero()[:, 0] for layer in range(n_layers - 1)]
+    entries = [Entries.of(run, layer, patches[which]) for layer, which in enumerate(within)]
+    logits = patches.vector.new_empty(len(patches), run.model.spec.d_vocab)
+    for begin, end in _groups(patches.position.tolist(), n, rows):
+        start = int(patches.position[end - 1])
+        bounds = [torch.searchsorted(which, torch.tensor([begin, end])).tolist() for which in within]
+        x = _early_blocks(entries, [slice(*pair) for pair in bounds], start)
+        group = torch.cat([which[slice(*pair)] for which, pair in zip(within, bounds, strict=True)])
+        logits[group] = Last.reading(run, x).logits(run)
     return logits
 
 
@@ -352,23 +402,23 @@ def _groups(positions: list[int], n: int, rows: int) -> list[tuple[int, int]]:
         if i > begin and ((i + 1 - begin) * (n - position) > rows or needless > _NEEDLESS_ROWS):
             groups.append((begin, i))
             begin, needless = i, 0
-    return [*groups, (begin, len(positions))]
+    return [*groups, (begin, len(positions))] if positions else []
 
 
-def _early_blocks(run: Run, entering: list[tuple[Entries, slice]], start: int) -> Float[Tensor, "patch window d_model"]:
-    """resid_pre of the last block from `start` on, for patches in the order of their entry."""
-    total = sum(which.stop - which.start for _, which in entering)
-    n = len(run.resid[-1])
-    x = run.resid[-1].new_empty(total, n - start, run.model.spec.d_model)
+def _early_blocks(entries: list[Entries], some: list[slice], start: int) -> Float[Tensor, "patch window d_model"]:
+    """The last block's resid_pre from `start` on, for some of each block's patches."""
+    run = entries[0].run
+    counts = [which.stop - which.start for which in some]
+    n, d_model = run.resid[-1].shape
+    x = run.resid[-1].new_empty(sum(counts), n - start, d_model)
     inside = 0
-    for (entries, which), block, attention in zip(entering, run.blocks, run.attention, strict=False):
-        now = inside + which.stop - which.start
-        if inside:
-            x[:inside] += block.attn_out(_look_back(block, attention, x[:inside], start))
-        if now > inside:
-            x[inside:now] = entries.mids(which, start)
-        block.add_mlp_(x[:now])
-        inside = now
+    for layer, (block, count) in enumerate(zip(run.blocks, counts, strict=False)):
+        for part in x[:inside].split(max(1, _CHUNK_ROWS // (n - start))):
+            part += block.attn_out(_look_back(block, run.attention[layer], part, start))
+            part += block.mlp_out(part)
+        if count:
+            x[inside : inside + count] = entries[layer].resid_post(some[layer], start)
+            inside += count
     return x
 
 
@@ -377,9 +427,8 @@ def _look_back(
 ) -> Float[Tensor, "patch window head d_head"]:
     """z of patched rows, which look at the run's keys before the window and at each other."""
     q, k, v = (rows.transpose(1, 2) for rows in block.qkv(x))
-    patches, heads, window, d_head = q.shape
-    k = torch.cat([attention.k[:, :start].expand(patches, -1, -1, -1), k], dim=2).flatten(0, 1)
-    v = torch.cat([attention.v[:, :start].expand(patches, -1, -1, -1), v], dim=2).flatten(0, 1)
+    patches, window = x.shape[:2]
+    k = torch.cat([attention.k[:, :start].expand(patches, -1, -1, -1), k], dim=2)
+    v = torch.cat([attention.v[:, :start].expand(patches, -1, -1, -1), v], dim=2)
     future = torch.full((window, start + window), -torch.inf, dtype=x.dtype, device=x.device).triu(start + 1)
-    pattern = torch.baddbmm(future, q.reshape(-1, window, d_head), k.mT).softmax(-1)
-    return torch.bmm(pattern, v).view(patches, heads, window, d_head).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, future, scale=1.0).transpose(1, 2)

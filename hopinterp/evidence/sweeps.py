@@ -22,7 +22,7 @@ MEMORY = 2**30
 
 Report = Callable[[int, int], None]
 Entries = Callable[[Run, Run], Float[Tensor, "layer unit position d_model"]]
-_ROWS = 1024
+_ROWS = 3000
 
 
 @torch.no_grad()
@@ -98,9 +98,8 @@ def _head_entries(run: Run, source: Run) -> Float[Tensor, "layer head position d
     vectors = []
     for layer, block in enumerate(run.blocks):
         change = source.attention[layer].z - run.attention[layer].z
-        mid = run.mid[layer] + torch.einsum("phi,hid->hpd", change, block.own("attn.W_O"))
-        block.add_mlp_(mid)
-        vectors.append(mid)
+        mid = run.mid[layer] + torch.einsum("phi,hid->hpd", change, block.weights["attn.W_O"])
+        vectors.append(mid + block.mlp_out(mid))
     return torch.stack(vectors)
 
 
@@ -177,25 +176,15 @@ class _Sweep:
         within = (positions < n).nonzero()[:, 0]
         felt = differs[:, :, positions[within]].nonzero()
         layer, unit, column = felt[:, 0], felt[:, 1], within[felt[:, 2]]
-        order = positions[column].argsort(descending=True)
-        for part in order.split(max(1, memory // self._patch_bytes(n))):
-            where = layer[part], unit[part], column[part]
-            position = positions[where[2]]
-            patches = Patches(where[0] + self.up, position, vectors[where[0], where[1], position])
-            logits[where] = carry(run, patches, min(_ROWS, memory // self._row_bytes(n)))
+        at = positions[column]
+        patches = Patches(layer + self.up, at, vectors[layer, unit, at])
+        logits[layer, unit, column] = carry(run, patches, min(_ROWS, memory // self._row_bytes()))
         return logits
 
-    def _patch_bytes(self, n: int) -> int:
-        """What a patch takes outside of its rows: its vector, the weights of each query's three parts, its logits."""
-        spec = self.model.spec
-        return (8 * spec.d_model + 8 * n * spec.n_heads + 2 * spec.d_vocab) * self._itemsize
-
-    def _row_bytes(self, n: int) -> int:
-        """What a row of a patched run takes: its residual, query, key, value and output vectors, and its scores."""
+    def _row_bytes(self) -> int:
+        """What a row of a patched run takes: residual vectors and fans, or residual, query, key and value vectors."""
         spec = self.model.spec
         assert spec.d_head is not None
-        return (6 * spec.d_model + spec.n_heads * (8 * spec.d_head + 2 * n)) * self._itemsize
-
-    @property
-    def _itemsize(self) -> int:
-        return self.model.parameters["embed.W_E"].element_size()
+        assert spec.d_mlp is not None
+        numbers = 4 * (spec.d_model + spec.d_mlp) + 8 * spec.n_heads * spec.d_head
+        return numbers * self.model.parameters["embed.W_E"].element_size()
