@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hopinterp.evidence.intervals import bootstrap_ratio
 
+_STANDARD_ERRORS = 4.0  # by chance an untrained model's two runs differ by 2 of them in one metric of twenty
+
 METRICS = ("logit_difference", "probability", "accuracy")
 """The right answer's logit less the counterfactual's; the right answer's probability; whether it is the most likely."""
 
@@ -55,18 +57,23 @@ class Scale:
 
         Returns:
             Dims metric and `dims`: `effect`, `low`, `high` (95%, bootstrap over pairs). NaN for a metric that does not tell
-            the two unpatched runs apart (the 95% interval of their difference holds 0), for then there is no scale.
+            the two unpatched runs apart (their mean difference is under four standard errors, or the 95% interval of it
+            holds 0), for then there is no scale.
         """
         cells = values.shape[1:-1]
         weight = torch.ones_like(values) if counted is None else counted.to(values).expand_as(values)
         run, gap = (x[(slice(None), *(None,) * len(cells))] for x in (self.run, self.source - self.run))
         top, bottom = ((x * weight).movedim(-1, 0) for x in (values - run, gap.expand_as(values)))
         low, high = bootstrap_ratio(top, bottom, seed)
+        n = weight.movedim(-1, 0).sum(0)
+        mean = bottom.sum(0) / n
+        spread = ((gap - mean[..., None]).square() * weight).sum(-1).div(n - 1).sqrt()
+        blurred = (mean.abs() < _STANDARD_ERRORS * spread / n.sqrt()).to(low.device)
+        low, high = low.masked_fill(blurred, torch.nan), high.masked_fill(blurred, torch.nan)
         effect = torch.where(low.isnan(), torch.nan, top.sum(0) / torch.where(low.isnan(), 1.0, bottom.sum(0)))
         found = {"effect": effect, "low": low, "high": high}
-        return xr.Dataset(
-            {name: (("metric", *dims), x.cpu().numpy()) for name, x in found.items()}, {"metric": list(METRICS[: len(values)])}
-        )
+        data = {name: (("metric", *dims), x.cpu().numpy()) for name, x in found.items()}
+        return xr.Dataset(data, {"metric": list(METRICS[: len(values)])})
 
     def unpatched(self, noising: bool) -> xr.Dataset:
         """`clean` and `corrupt` [metric]: means of the two unpatched runs."""

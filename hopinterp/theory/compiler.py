@@ -19,10 +19,11 @@ from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.spec import ModelSpec
 from hopinterp.task import HopTask
 from hopinterp.theory.program import (
+    BEFORE_COUNT,
+    BEFORE_LETTER,
     COUNT,
     INDEX,
     PLACE,
-    PREVIOUS_COUNT,
     PREVIOUS_LETTER,
     START,
     SYMBOL,
@@ -182,13 +183,13 @@ class Geometry:
         start = torch.linalg.solve(form, g) - own
         penalty = Term(
             {count: -scale * matrix @ form},
-            {PREVIOUS_COUNT: matrix, START: start},
+            {BEFORE_COUNT: matrix, START: start},
             -scale * constant @ form,
             constant,
         )
         bonus = 2 * most + MARGIN
         letters = torch.eye(self.task.alphabet_size, dtype=torch.float64)
-        return [penalty, Term({letter: letters * bonus}, {PREVIOUS_LETTER: letters}), _bonus(bonus)], bonus
+        return [penalty, Term({letter: letters * bonus}, {BEFORE_LETTER: letters}), _bonus(bonus)], bonus
 
 
 def _bonus(score: float) -> Term:

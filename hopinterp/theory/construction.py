@@ -30,9 +30,10 @@ from hopinterp.task import HopTask
 from hopinterp.theory.causal import CausalModel
 from hopinterp.theory.compiler import Subspaces, compile_program
 from hopinterp.theory.program import (
+    BEFORE_COUNT,
+    BEFORE_LETTER,
     COUNT,
     PLACE,
-    PREVIOUS_COUNT,
     PREVIOUS_LETTER,
     SYMBOL,
     After,
@@ -211,7 +212,7 @@ def successor(task: HopTask, hops: int | None) -> Program:
         if moves:
             heads = (Head(look, moves, hop=hop), *heads)
         if block == 1 and depth > 2:
-            heads += (Head(Previous(), (Move(COUNT, PREVIOUS_COUNT),)),)
+            heads += (Head(Previous(), (Move(SYMBOL, BEFORE_LETTER), Move(COUNT, BEFORE_COUNT))),)
         blocks.append(heads)
     return Program(task, tuple(blocks), answer)
 

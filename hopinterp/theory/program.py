@@ -43,7 +43,8 @@ INDEX = Field("index", "index")
 START = Field("start", "flag")
 PREVIOUS_LETTER = Field("previous_letter", "letter")
 COUNT = Field("count", "count")
-PREVIOUS_COUNT = Field("previous_count", "count")
+BEFORE_LETTER, BEFORE_COUNT = Field("before_letter", "letter"), Field("before_count", "count")
+"""Letter and occurrence number of the position before, moved by one head: the two always belong together."""
 EMBEDDED = (SYMBOL, PLACE, INDEX, START)
 """What the embeddings write: the letter (none for the hop token), the position twice, and a mark on the hop token."""
 
@@ -156,7 +157,7 @@ class Head:
             case Last():
                 return (PREVIOUS_LETTER,)
             case After():
-                return (PREVIOUS_LETTER, PREVIOUS_COUNT)
+                return (BEFORE_LETTER, BEFORE_COUNT)
         return ()
 
     def targets(self, state: State) -> Int[Tensor, "batch position"]:
@@ -172,7 +173,7 @@ class Head:
             case At(pointer):
                 found = state[pointer.name]
             case After(letter, count):
-                query, key = _identity(state, letter, count, -1), _identity(state, PREVIOUS_LETTER, PREVIOUS_COUNT, 0)
+                query, key = _identity(state, letter, count, -1), _identity(state, BEFORE_LETTER, BEFORE_COUNT, 0)
                 found = _last_match(query, key)
             case _:
                 found = torch.zeros_like(own)

@@ -4,7 +4,6 @@ A place is in the cone where the interval of its effect lies above the bar that 
 answer shows, and out of it where the interval lies below: here every place must be one or the other.
 """
 
-import numpy as np
 import pytest
 
 from hopinterp import FusedTransformer, HopTask
@@ -55,9 +54,12 @@ def test_lookup_halves_its_cone():
 
 
 @pytest.mark.parametrize("algorithm", ["lookup", "successor"])
-def test_untrained_models_show_nothing(algorithm):
+@pytest.mark.parametrize("seed", range(6))
+def test_untrained_models_show_nothing(algorithm, seed):
+    """Their clean and corrupt runs differ by next to nothing: there is hardly ever a scale, and no place that matters."""
     spec = Construction.of(TASK, 4, algorithm).fused.spec
-    found = patch(FusedTransformer(spec, spec.initial_parameters(0)), TASK, 4, by="chain", sequences=200)
-    assert np.isnan(found.effect.sel(metric="accuracy")).all()
-    assert not found.matters.sel(metric="accuracy").any()
+    found = patch(FusedTransformer(spec, spec.initial_parameters(seed)), TASK, 4, by="chain", sequences=200)
+    assert not found.matters.any()
+    assert float(found.effect.isnull().mean()) > 0.8
+    assert not (abs(found.effect) > 0.01).any()
     assert float(abs(found.clean - found.corrupt).sel(metric="probability")) < 0.01
