@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from hopinterp.errors import HopInterpError
 from hopinterp.theory.hypotheses import HYPOTHESES, resolved
 from hopinterp.views.style import DASHES, INK, style
+
+_RIM = [withStroke(linewidth=2.6, foreground="black")]  # a white mark shows on bright cells too
 
 
 def error_curve(found: xr.Dataset, title: str = "") -> Figure:
@@ -29,7 +32,9 @@ def error_curve(found: xr.Dataset, title: str = "") -> Figure:
         axes.fill_between(shown.k, 100 * shown.low, 100 * shown.high, color=ink, alpha=0.25, lw=0, label="95% interval")
         axes.plot(shown.k, 100 * shown.error, "o-", color=ink, ms=3.5, label="error")
         axes.axhline(1, color="0.5", lw=0.8, ls=":")
-        axes.annotate("1%", (shown.k.min(), 1), xytext=(0, 2), textcoords="offset points", color="0.4", fontsize=8)
+        axes.annotate(
+            "1%", (shown.k.max(), 1), xytext=(0, 2), textcoords="offset points", ha="right", color="0.4", fontsize=8
+        )
         axes.set_xscale("log", base=2)
         axes.set_xticks([k for k in (1, 2, 4, 8, 16, 32) if shown.k.min() <= k <= shown.k.max()])
         axes.xaxis.set_major_formatter("{x:.0f}")
@@ -69,7 +74,7 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
     """
     k, layers, hops = found.attrs["hops"], found.layer.values, found.hop.values
     with style():
-        figure = Figure(figsize=(6.4, 0.42 * len(layers) + 2))
+        figure = Figure(figsize=(6.4, 0.42 * len(layers) + 1.8))
         axes = figure.subplots()
         image = axes.pcolormesh(hops, layers, found.accuracy, cmap="cividis", vmin=0, vmax=1, shading="nearest")
         for layer, hop in np.argwhere(found.held.values):
@@ -84,7 +89,7 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
         axes.set_yticks(layers)
         axes.set_xticks(hops)
         axes.set(xlabel="hop j read at position i", ylabel="block", title=title or f"probes of each block's output, k = {k}")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=4, fontsize=7.5, handlelength=2.5)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, handlelength=2.5)
         figure.colorbar(image, ax=axes, label="held-out accuracy")
         return figure
 
@@ -107,7 +112,7 @@ def light_cone(found: xr.Dataset, metric: str, title: str = "") -> Figure:
             cell = stacked.sel(where=where)
             image = axes.imshow(cell.effect, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
             for unit, j in np.argwhere(cell.matters.values):
-                axes.plot(j, unit, "s", ms=7, mfc="none", mec="white", mew=1.2)
+                axes.plot(j, unit, "s", ms=7, mfc="none", mec="white", mew=1.2, path_effects=_RIM)
             axes.set_xticks(range(one.sizes["chain"]), one.chain.values)
             axes.set(xlabel="j", title=titles[str(where)])
         panels[0].set_yticks(range(len(labels)), labels, fontsize=9 if rows == ("layer",) else 7)
@@ -171,7 +176,7 @@ def iia_by_r(found: xr.Dataset, title: str = "") -> Figure:
                 axes.plot(unit.best, place, "o", ms=9, mfc="none", mec="black", mew=1.2)
             axes.set(xlabel="r", title=f"block {layer}", ylim=(-0.03, 1.06))
             axes.xaxis.get_major_locator().set_params(integer=True)
-        panels[0].set_ylabel("interchange intervention accuracy")
+        panels[0].set_ylabel("interchange accuracy (IIA)")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.suptitle(title or f"what a block's output stands for, k = {found.attrs['hops']}", fontsize=10)

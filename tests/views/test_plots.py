@@ -27,8 +27,9 @@ def test_alignment_heatmap(small_model, small_task):
 
 def test_probe_staircase(small_model, small_task):
     found = hi.probe(small_model, small_task, hops=3, method="ridge", train_sequences=20, sequences=10)
-    axes = plots.probe_staircase(found).axes[0]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    figure = plots.probe_staircase(found)
+    axes = figure.axes[0]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["lookup: 0, 1", "successor: 0, 1", "sequential: 0, 1", "held"]
     np.testing.assert_allclose(np.asarray(axes.collections[0].get_array()).reshape(2, 5), found.accuracy)
 
