@@ -12,6 +12,7 @@ sequence and the position read at its end (what stands to the right of that is c
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,7 +39,7 @@ class Block:
         weights: the block's parameters by their names in it.
         qkv_weight, qkv_bias: for all heads; queries come scaled as the scores are to be.
         fan: [d_model, d_model + d_mlp], from a direction of the residual stream to itself and to what it adds to the MLP's
-            preactivations, but for the layer norm's division (see `preactivations`).
+            preactivations, but for the layer norm's division (see `resid_post`).
         head_fan: [head, d_head, d_model + d_mlp], likewise from what a head gathers.
     """
 
@@ -263,7 +264,7 @@ class Entries:
         z′ = (z − a v + w′ v′) / (1 − a + w′)
 
     or, where the patched key is the query's top one, z′ = (rest_z + w′ v′) / (1 + w′) with w′ weighed against the rest. So
-    resid_mid is a weighted sum of few vectors, and W_O and W_in are applied to these (see `Block`): once for a query, or once
+    resid_mid is a weighted sum of few vectors, and W_O and W_in are applied to these (see `Block`), once for a query or once
     for a patch, never for each pair of both.
 
     Attributes:
@@ -384,12 +385,13 @@ def _carry_early(run: Run, patches: Patches, rows: int) -> Float[Tensor, "patch 
     n_layers, n = len(run.blocks), len(run.resid[-1])
     within = [(patches.entry == layer).nonzero()[:, 0] for layer in range(n_layers - 1)]
     entries = [Entries.of(run, layer, patches[which]) for layer, which in enumerate(within)]
+    places = [which.tolist() for which in within]
     logits = patches.vector.new_empty(len(patches), run.model.spec.d_vocab)
     for begin, end in _groups(patches.position.tolist(), n, rows):
         start = int(patches.position[end - 1])
-        bounds = [torch.searchsorted(which, torch.tensor([begin, end])).tolist() for which in within]
-        x = _early_blocks(entries, [slice(*pair) for pair in bounds], start)
-        group = torch.cat([which[slice(*pair)] for which, pair in zip(within, bounds, strict=True)])
+        some = [slice(bisect_left(place, begin), bisect_left(place, end)) for place in places]
+        x = _early_blocks(entries, some, start)
+        group = torch.cat([which[part] for which, part in zip(within, some, strict=True)])
         logits[group] = Last.reading(run, x).logits(run)
     return logits
 

@@ -4,10 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformer_lens import patching
 
-from hopinterp import FusedTransformer, HopInterpError, ModelSpec
+from hopinterp import FusedTransformer, HopInterpError, HopTask, ModelSpec
 from hopinterp.evidence.sweeps import RESID_SITES, head_sweep, resid_sweep
+from hopinterp.theory.construction import Construction
 
 SPECS = [
     ModelSpec(3, d_model=32, n_heads=4, n_ctx=22, d_vocab=11),
@@ -103,6 +105,96 @@ def test_every_residual_site_equals_transformer_lens(site, pair):
     expected = theirs(model, site, run, source, 20, 2)
     assert expected.std() > 0.01
     assert torch.allclose(got[..., 2], expected, atol=2e-5, rtol=1e-5)
+
+
+def plain_run(model, tokens, site=None, patch=None):
+    """Logits and activations of one sequence by the book, in the parameters' own precision. A patch: (layer, index, value)."""
+    p, spec, found = model.parameters, model.spec, {"resid_pre": [], "scores": [], "z": []}
+    future = torch.ones(len(tokens), len(tokens), dtype=torch.bool).triu(1)
+
+    def visit(name, layer, x):
+        if site == name and patch[0] == layer:
+            x = x.clone()
+            x[patch[1]] = patch[2]
+        found[name].append(x)
+        return x
+
+    def norm(x, name):
+        if spec.normalization_type is None:
+            return x
+        x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + spec.eps).sqrt()
+        return x * p[f"{name}.w"] + p[f"{name}.b"] if spec.normalization_type == "LN" else x
+
+    x = p["embed.W_E"][tokens] + p["pos_embed.W_pos"][: len(tokens)]
+    for layer in range(spec.n_layers):
+        w = {name.removeprefix(f"blocks.{layer}."): value for name, value in p.items()}
+        x = visit("resid_pre", layer, x)
+        normed = norm(x, f"blocks.{layer}.ln1")
+        q, k, v = (torch.einsum("pd,hdi->hpi", normed, w[f"attn.W_{n}"]) + w[f"attn.b_{n}"][:, None] for n in "QKV")
+        scores = q @ k.mT * (spec.d_head**-0.5 if spec.use_attn_scale else 1)
+        found["scores"].append(scores.masked_fill_(future, -torch.inf))
+        z = visit("z", layer, (scores.softmax(-1) @ v).transpose(0, 1))
+        x = x + torch.einsum("phi,hid->pd", z, w["attn.W_O"]) + w["attn.b_O"]
+        if not spec.attn_only:
+            hidden = F.gelu(norm(x, f"blocks.{layer}.ln2") @ w["mlp.W_in"] + w["mlp.b_in"])
+            x = x + hidden @ w["mlp.W_out"] + w["mlp.b_out"]
+    return norm(x, "ln_final") @ p["unembed.W_U"] + p["unembed.b_U"], found
+
+
+def plain_sweep(model, site, run, source):
+    """One patched run after the other, logits at the end: [layer, (position or position, head), d_vocab]."""
+    _, donor = plain_run(model, source)
+    n, heads = len(run), model.spec.n_heads
+    places = list(range(n)) if site == "resid_pre" else [(p, h) for p in range(n) for h in range(heads)]
+    return torch.stack(
+        [
+            torch.stack([plain_run(model, run, site, (layer, at, x[at]))[0][-1] for at in places])
+            for layer, x in enumerate(donor[site])
+        ]
+    )
+
+
+def doubled(model):
+    return FusedTransformer(model.spec, {name: p.double() for name, p in model.parameters.items()})
+
+
+def sharp_model(spec):
+    """Heads that put all but e^−40 of their attention on one key, in most queries."""
+    model = FusedTransformer.of(hooked(spec))
+    gain = {"W_Q": 12.0, "W_K": 12.0}
+    return FusedTransformer(spec, {name: (p * gain.get(name[-3:], 1)).detach() for name, p in model.parameters.items()})
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z"])
+def test_near_one_hot_heads_lose_no_precision(site, pair):
+    """Where the patched key held nearly everything, what the others hold cannot be had by subtraction."""
+    run, source = (tokens[0] for tokens in pair)
+    model = sharp_model(SPECS[0])
+    scores = torch.stack(plain_run(doubled(model), run)[1]["scores"])[:, :, 1:]
+    first, second = scores.topk(2).values.unbind(-1)
+    assert (first - second > 40).double().mean() > 0.5
+    expected = plain_sweep(doubled(model), site, run, source)
+    assert expected.std() > 0.1
+    exact = ours(doubled(model), site, run[None], source[None]).flatten(1, -2)
+    assert torch.allclose(exact, expected.flatten(1, -2), atol=1e-10, rtol=0)
+    # a sharp head makes float32 itself coarse: a score of hundreds is rounded to 1e-5
+    plain = plain_sweep(model, site, run, source).flatten(1, -2)
+    single = ours(model, site, run[None], source[None]).flatten(1, -2)
+    assert (single - exact).abs().max() < 3 * (plain - exact).abs().max()
+
+
+@pytest.mark.parametrize("algorithm", ["lookup", "successor"])
+@pytest.mark.parametrize("site", ["resid_pre", "z"])
+def test_constructed_models(site, algorithm):
+    """Every head of a constructed model is near one-hot."""
+    task = HopTask(n_letters=12, max_hops=2)
+    model = Construction.of(task, 2, algorithm).fused
+    run, source = (task.sample(1, hops=2, seed=seed).tokens[0] for seed in (0, 1))
+    expected = plain_sweep(doubled(model), site, run, source)
+    assert expected.std() > 0.1
+    got = ours(model, site, run[None], source[None]).flatten(1, -2)
+    assert torch.allclose(got.double(), expected.flatten(1, -2), atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post", "z"])
