@@ -108,7 +108,7 @@ def test_every_residual_site_equals_transformer_lens(site, pair):
 
 
 def plain_run(model, tokens, site=None, patch=None):
-    """Logits and activations of one sequence by the book, in the parameters' own precision. A patch: (layer, index, value)."""
+    """Logits and activations of one sequence by the book, in the parameters' precision. A patch: (layer, index, value)."""
     p, spec, found = model.parameters, model.spec, {"resid_pre": [], "scores": [], "z": []}
     future = torch.ones(len(tokens), len(tokens), dtype=torch.bool).triu(1)
 
