@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.readings import ATTENDED
 from hopinterp.task import HopTask
 from hopinterp.theory import construction
 from hopinterp.theory.causal import CausalModel
@@ -21,9 +22,6 @@ from hopinterp.views.style import INK, INKS, style
 
 Column = int | str
 """Where a head looks: j of find^j(i), or a place that is on no chain."""
-
-LEAST = 0.5
-"""A head is drawn at every find^j with which its cosine (non-null rows) is at least this: a quarter of its squared norm."""
 
 _SIDE = ("previous", "k", "letter", "none")
 _SEEN, _FAINT = INKS[6], "0.72"
@@ -75,7 +73,7 @@ class Circuit:
         cone: xr.Dataset | None = None,
         probes: xr.Dataset | None = None,
         transplants: xr.Dataset | None = None,
-        least: float = LEAST,
+        least: float = ATTENDED,
     ) -> Circuit:
         """As the evidence has it: see `circuit_graph`."""
         one = attention.sel(k=hops)
@@ -98,7 +96,7 @@ def circuit_graph(
     cone: xr.Dataset | None = None,
     probes: xr.Dataset | None = None,
     transplants: xr.Dataset | None = None,
-    least: float = LEAST,
+    least: float = ATTENDED,
     title: str = "",
 ) -> Figure:
     """The circuit along the chain of i: a box is a head (block.head), its column the hop that it brings to i.
@@ -109,7 +107,7 @@ def circuit_graph(
 
     Args:
         attention: what `align` returned; `hops`, the k of it that is drawn. A head stands at every find^j with which its
-            `score_valid` is at least `least`, so one that mixes hops stands at several, and at "none" if there is no such.
+            `score_valid` is at least `least` (a half: a quarter of its squared norm), so one that mixes hops stands at several, and at "none" if there is no such.
         cone: what `patch` returned, by="chain"; its `matters` by probability.
         probes: what `probe` returned: R(ℓ) beside each block.
         transplants: what `transplant` returned: what a block stands for beside it; with heads=True what a head's output

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.readings import ATTENDED
 from hopinterp.models.fused import FusedTransformer, device_of
 from hopinterp.task import HopTask
 from hopinterp.verdict import Survey, Verdict
@@ -246,9 +247,7 @@ def _figures(verdict: Verdict) -> Iterable[tuple[str, Figure, str, str]]:
     if attention is not None:
         circuit = graph.circuit_graph(attention, k, cone=cone, probes=probes, transplants=swaps)
         caption = "A box is a head (block.head), its column the hop that it brings to i: where its cosine with find^j is at"
-        caption += (
-            f" least {graph.LEAST:g}. A dot: the answer at i hangs on the block's output there. Below, the constructed"
-        )
+        caption += f" least {ATTENDED:g}. A dot: the answer at i hangs on the block's output there. Below, the constructed"
         caption += " models."
         reading = tables.attention_reading(attention.sel(k=k))
         yield "Which head moves which hop", circuit, reading, caption
