@@ -107,7 +107,8 @@ def circuit_graph(
 
     Args:
         attention: what `align` returned; `hops`, the k of it that is drawn. A head stands at every find^j with which its
-            `score_valid` is at least `least` (a half: a quarter of its squared norm), so one that mixes hops stands at several, and at "none" if there is no such.
+            `score_valid` is at least `least` (a half: a quarter of its squared norm), so one that mixes hops stands at
+            several, and at "none" if there is no such.
         cone: what `patch` returned, by="chain"; its `matters` by probability.
         probes: what `probe` returned: R(ℓ) beside each block.
         transplants: what `transplant` returned: what a block stands for beside it; with heads=True what a head's output

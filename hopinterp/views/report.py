@@ -292,10 +292,11 @@ def _vector(figure: Figure) -> str:
 
 
 def _pixels(figure: Figure) -> str:
+    # WebP without loss: a third of a PNG's bytes, and lines keep their colours, which a palette mixes up
     buffer, small = io.BytesIO(), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    Image.open(buffer).convert("RGB").quantize(64).save(small, format="png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
+    Image.open(buffer).convert("RGB").save(small, format="webp", lossless=True)
+    return f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"
 
 
 # -- the example -------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_a_survey_has_a_part_for_every_k(survey, survey_page):
         assert f"k = {k}: {verdict.verdict}" in taken.texts["h2"]
     assert f"One sequence, k = {max(survey.verdicts)}" in taken.texts["h2"]
     assert survey_page.count("image/svg+xml") == 1  # the errors; the figures of each k are bitmaps
-    assert survey_page.count("image/png") == 5 * 2
+    assert survey_page.count("image/webp") == 5 * 2
 
 
 def test_a_page_is_written_whole_or_not_at_all(bare, tmp_path, monkeypatch):
