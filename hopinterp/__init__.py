@@ -38,11 +38,14 @@ if TYPE_CHECKING:
     from hopinterp.models.store import save as save
     from hopinterp.task import Batch as Batch
     from hopinterp.task import HopTask as HopTask
+    from hopinterp.theory.construction import construct as construct
     from hopinterp.theory.doubling import mpc_costs as mpc_costs
     from hopinterp.theory.doubling import mpc_hop as mpc_hop
     from hopinterp.training.config import TrainConfig as TrainConfig
     from hopinterp.training.loop import resume as resume
     from hopinterp.training.loop import train as train
+    from hopinterp.verdict import verify as verify
+    from hopinterp.verdict import verify_all as verify_all
 
 _ROOMS = {
     "HopInterpError": "errors",
@@ -60,6 +63,7 @@ _ROOMS = {
     "transplant": "evidence.interchange",
     "transplant_subspaces": "evidence.subspaces",
     "resolved": "evidence.probes",
+    "construct": "theory.construction",
     "mpc_hop": "theory.doubling",
     "mpc_costs": "theory.doubling",
     "ablate": "evidence.ablation",
@@ -73,6 +77,8 @@ _ROOMS = {
     "TrainConfig": "training.config",
     "train": "training.loop",
     "resume": "training.loop",
+    "verify": "verdict",
+    "verify_all": "verdict",
 }
 __all__ = sorted(_ROOMS)
 

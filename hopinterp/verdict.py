@@ -168,7 +168,7 @@ def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any
     """
     blocks = read_blocks(found["probe"], found["transplant"], found["patch"], found["attention"], hops)
     error = {name: float(found["behaviour"][name].sel(k=hops)) for name in ("error", "low", "high")}
-    verdict, form, reasons = _decide(blocks, error, hops)
+    verdict, form, reasons = decide(blocks, error, hops)
     thresholds = {"solved": SOLVED, "capacity": CAPACITY, "held": BAR, "stands_for": MARGIN, "attended": ATTENDED}
     thresholds["needed"] = float(found["patch"].attrs["bar"])
     return Verdict(
@@ -196,7 +196,8 @@ def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any
 # -- the decision ------------------------------------------------------------------------------------------------------
 
 
-def _decide(blocks: tuple[BlockReading, ...], error: Mapping[str, float], hops: int) -> tuple[str, str | None, list[str]]:
+def decide(blocks: tuple[BlockReading, ...], error: Mapping[str, float], hops: int) -> tuple[str, str | None, list[str]]:
+    """Verdict, form and reasons, from every block's evidence and err_k with its interval (`error`, `low`, `high`)."""
     percent = f"err_{hops} is {100 * error['error']:.1f}% ({100 * error['low']:.1f} to {100 * error['high']:.1f})"
     if error["low"] > SOLVED:
         return "none", None, [f"{percent}: the model does not solve k = {hops}; no claim is made about its mechanism."]

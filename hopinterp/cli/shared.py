@@ -111,6 +111,15 @@ def working(what: str) -> Iterator[None]:
 
 
 @contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """A spinner on standard error, where there is a terminal to see it, whose words change as the work goes on."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting …") as status:
+        yield lambda what: status.update(what + " …")
+
+
+@contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, where there is a terminal to see it: how much of how much is done, and the time left."""
     from rich.console import Console

@@ -7,46 +7,70 @@ from hopinterp.models.fused import FusedTransformer
 from hopinterp.theory.causal import Target
 from hopinterp.theory.construction import ALGORITHMS, Construction
 
-# the settings were fixed before any of these was run; the bar of 0.8 and the intervals are the product's own
-SEQUENCES = {"train_sequences": 60, "sequences": 40}
+SEQUENCES = 40  # fewer than the product's own 100: all else is as it judges any model
 
 
 @pytest.mark.parametrize("k", range(1, 17))
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_model_of_one_k(algorithm, k, task):
     made = Construction.of(task, k, algorithm)
-    behaves_exactly(made.fused, task, k)
-    holds_what_is_known(made, task, k)
-    attends_to_what_is_known(made, task, k)
+    found = hi.verify(made.fused, task, k, sequences=SEQUENCES, seed=k)
+    behaves_exactly(found, k)
+    holds_what_is_known(found, made.asked(k))
+    attends_to_what_is_known(found, made.asked(k))
+    assert all(control["passed"] for control in found.controls.values())
+    if k < 4:
+        assert found.verdict == "undetermined"
+    elif algorithm == "sequential":
+        assert (found.verdict, found.form) == ("sequential", None)
+    else:
+        assert (found.verdict, found.form) == ("doubling", algorithm), found.reasons
+    causal = made.asked(k)
+    assert found.resolved["transplant"] == [causal.resolved(layer) for layer in range(causal.n_layers)]
 
 
-@pytest.mark.parametrize("k", [0, 1, 3, 6, 12, 16])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("k", [5, 12, 16])
+@pytest.mark.parametrize("algorithm", ["lookup", "successor"])
 def test_a_model_of_every_k(algorithm, k, task):
     made = Construction.of(task, None, algorithm)
-    behaves_exactly(made.fused, task, k)
-    if algorithm != "sequential":  # 17 blocks of width 230: its held sets are tested above, one k at a time
-        holds_what_is_known(made, task, k)
-    attends_to_what_is_known(made, task, k)
+    found = hi.verify(made.fused, task, k, sequences=SEQUENCES, seed=k)
+    behaves_exactly(found, k)
+    holds_what_is_known(found, made.asked(k))
+    attends_to_what_is_known(found, made.asked(k))
+    assert (found.verdict, found.form) == ("doubling", algorithm), found.reasons
+    assert found.capacity["measured"] == 16
 
 
-def behaves_exactly(model, task, k):
-    found = hi.evaluate(model, task, hops=[k], sequences=50, seed=k)
-    assert float(found.error.sel(k=k)) == 0
-    assert k == 0 or float(found.null_error.sel(k=k)) == 0
+@pytest.mark.parametrize("k", [0, 4, 16])
+def test_a_sequential_model_of_every_k(k, task):
+    """17 blocks of width 230: what its blocks hold is tested above, one k at a time."""
+    made = Construction.of(task, None, "sequential")
+    assert float(hi.evaluate(made.fused, task, [k], 50).error.sel(k=k)) == 0
+    found = hi.align(made.fused, task, hops=k, sequences=20).sel(k=k)
+    attends(found, made.asked(k))
 
 
-def holds_what_is_known(made, task, k):
-    seen, causal = hi.probe(made.fused, task, hops=k, seed=k, **SEQUENCES), made.asked(k)
+def behaves_exactly(found, k):
+    assert found.error["error"] == 0
+    assert float(found.evidence["behaviour"].null_error.sel(k=k)) == 0
+
+
+def holds_what_is_known(found, causal):
     for layer in range(causal.n_layers):
-        row = seen.sel(layer=layer)
+        row = found.evidence["probe"].sel(layer=layer)
         held = set(row.hop.values[row.held.values].tolist())
         assert held == causal.held(layer), f"block {layer} holds {held}; its causal model says {set(causal.held(layer))}"
-        assert int(row.resolved) == causal.resolved(layer)
+        assert found.resolved["probe"][layer] == causal.resolved(layer)
 
 
-def attends_to_what_is_known(made, task, k):
-    found, causal = hi.align(made.fused, task, hops=k, sequences=20, seed=k).sel(k=k), made.asked(k)
+def attends_to_what_is_known(found, causal):
+    attends(found.evidence["attention"].sel(k=causal.hops), causal)
+    for layer in range(causal.n_layers):
+        targets = {target.hop for target in causal.attends(layer) if target.where == "find"}
+        assert set(found.attended[layer]) == {j for j in targets if j <= causal.hops}  # a multi-task model's run on
+
+
+def attends(found, causal):
     fixed = {"previous": "previous_token", "first": "task_token", "itself": "self_token"}
     for layer in range(causal.n_layers):
         for head, target in enumerate(causal.attends(layer)):
