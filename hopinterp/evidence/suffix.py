@@ -26,6 +26,7 @@ from hopinterp.models.spec import ModelSpec
 
 Rows = Float[Tensor, "*batch d_model"]
 Heads = Float[Tensor, "*batch head d_head"]
+Linear = tuple[Tensor, Tensor]
 _CHUNK_ROWS = 640  # what a block needs for so many rows stays near a core's second-level cache
 _LARGEST = 80.0  # exp of it drowns every weight up to 1, and overflows nothing
 _NEEDLESS_ROWS = 128  # what a group may compute in vain where it saves another group's calls
@@ -33,20 +34,24 @@ _NEEDLESS_ROWS = 128  # what a group may compute in vain where it saves another 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One block, its weights laid out for many calls.
+    """One block, its linear maps laid out for many calls, each as `torch.nn.functional.linear` takes it.
 
     Attributes:
-        weights: the block's parameters by their names in it.
-        qkv_weight, qkv_bias: for all heads; queries come scaled as the scores are to be.
+        norm: gain and bias of the first layer norm.
+        qkv: to queries, keys and values of all heads; queries come scaled as the scores are to be.
+        out: from what the heads gather to the residual stream.
+        read, write: into the MLP and out of it. The second layer norm's gain, bias and centring are part of `read`.
         fan: [d_model, d_model + d_mlp], from a direction of the residual stream to itself and to what it adds to the MLP's
             preactivations, but for the layer norm's division (see `resid_post`).
         head_fan: [head, d_head, d_model + d_mlp], likewise from what a head gathers.
     """
 
     spec: ModelSpec
-    weights: dict[str, Tensor]
-    qkv_weight: Float[Tensor, "qkv_head_d_head d_model"]
-    qkv_bias: Float[Tensor, " qkv_head_d_head"]
+    norm: tuple[Tensor | None, Tensor | None]
+    qkv: Linear
+    out: Linear
+    read: Linear | None
+    write: Linear | None
     fan: Float[Tensor, "d_model fan"]
     head_fan: Float[Tensor, "head d_head fan"]
 
@@ -59,45 +64,43 @@ class Block:
         scales = {"Q": spec.d_head**-0.5 if spec.use_attn_scale else 1.0, "K": 1.0, "V": 1.0}
         weight = torch.cat([w[f"attn.W_{name}"] * scale for name, scale in scales.items()])
         bias = torch.cat([w[f"attn.b_{name}"] * scale for name, scale in scales.items()])
-        fan = torch.eye(spec.d_model, dtype=weight.dtype, device=weight.device)
+        qkv = weight.transpose(1, 2).flatten(0, 1).contiguous(), bias.flatten()
+        out = w["attn.W_O"].flatten(0, 1).T, w["attn.b_O"]
+        fan, read, write = torch.eye(spec.d_model, dtype=weight.dtype, device=weight.device), None, None
         if not spec.attn_only:
-            fan = torch.cat([fan, _read(w, spec)], dim=1)
-        return cls(spec, w, weight.transpose(1, 2).flatten(0, 1).contiguous(), bias.flatten(), fan, w["attn.W_O"] @ fan)
+            read, write = _read(w, spec), (w["mlp.W_out"].T, w["mlp.b_out"])
+            fan = torch.cat([fan, read[0].T], dim=1)
+        return cls(spec, (w.get("ln1.w"), w.get("ln1.b")), qkv, out, read, write, fan, w["attn.W_O"] @ fan)
 
     def norm1(self, x: Rows) -> Rows:
         """What the heads read of resid_pre."""
-        return _norm(self.spec, x, self.weights.get("ln1.w"), self.weights.get("ln1.b"))
+        return _norm(self.spec, x, *self.norm)
 
-    def qkv(self, x: Rows) -> tuple[Heads, Heads, Heads]:
+    def heads(self, x: Rows) -> tuple[Heads, Heads, Heads]:
         """Queries, keys and values of rows of resid_pre."""
-        shape = (3, self.spec.n_heads, -1)
-        q, k, v = F.linear(self.norm1(x), self.qkv_weight, self.qkv_bias).unflatten(-1, shape).unbind(-3)
+        q, k, v = F.linear(self.norm1(x), *self.qkv).unflatten(-1, (3, self.spec.n_heads, -1)).unbind(-3)
         return q, k, v
 
     def attn_out(self, z: Heads) -> Rows:
         """What the heads write together."""
-        return F.linear(z.flatten(-2), self.weights["attn.W_O"].flatten(0, 1).T, self.weights["attn.b_O"])
+        return F.linear(z.flatten(-2), *self.out)
 
     def mlp_out(self, x: Rows) -> Rows:
         """What the MLP writes, from rows of resid_mid; zero where the model has none."""
-        if self.spec.attn_only:
+        if self.read is None:
             return torch.zeros_like(x)
-        rows = _norm(self.spec, x, self.weights.get("ln2.w"), self.weights.get("ln2.b"))
-        return self._write(F.linear(rows, self.weights["mlp.W_in"].T, self.weights["mlp.b_in"]))
+        return self._write(F.linear(_norm(self.spec, x, None, None), *self.read))
 
     def resid_post(self, fanned: Float[Tensor, "*batch fan"]) -> Rows:
         """The block's output from resid_mid's fan."""
-        x = fanned[..., : self.spec.d_model]
-        if self.spec.attn_only:
+        x, hidden = fanned.tensor_split([self.spec.d_model], dim=-1)
+        if self.read is None:
             return x
-        hidden, bias = fanned[..., self.spec.d_model :], self.weights["mlp.b_in"]
-        if "ln2.b" in self.weights:
-            bias = bias + self.weights["ln2.b"] @ self.weights["mlp.W_in"]
         if self.spec.normalization_type is None:
-            return x + self._write(hidden + bias)
+            return x + self._write(hidden + self.read[1])
         norm = torch.linalg.vector_norm(x - x.mean(-1, keepdim=True), dim=-1, keepdim=True)  # x.var() takes 13 times as long
         scale = (norm.square() / self.spec.d_model + self.spec.eps).rsqrt()
-        return x + self._write(torch.addcmul(bias, hidden, scale))
+        return x + self._write(torch.addcmul(self.read[1], hidden, scale))
 
     def head_fans(
         self, first: Float[Tensor, "head row d_head"], second: Float[Tensor, "head row d_head"]
@@ -107,19 +110,20 @@ class Block:
         return torch.bmm(z, self.head_fan).view(-1, first.shape[1], self.head_fan.shape[2])
 
     def _write(self, hidden: Float[Tensor, "*batch d_mlp"]) -> Rows:
+        assert self.write is not None
         if self.spec.act_fn == "relu":
             hidden = F.relu(hidden)
         else:
             hidden = F.gelu(hidden, approximate="none" if self.spec.act_fn == "gelu" else "tanh")
-        return F.linear(hidden, self.weights["mlp.W_out"].T, self.weights["mlp.b_out"])
+        return F.linear(hidden, *self.write)
 
 
-def _read(weights: dict[str, Tensor], spec: ModelSpec) -> Float[Tensor, "d_model d_mlp"]:
-    """W_in with the layer norm's linear parts, its gain and its centring, taken in."""
-    w_in = weights["mlp.W_in"]
+def _read(weights: dict[str, Tensor], spec: ModelSpec) -> Linear:
+    """W_in and b_in with what is linear in the layer norm before them."""
+    w_in, bias = weights["mlp.W_in"], weights["mlp.b_in"]
     if "ln2.w" in weights:
-        w_in = weights["ln2.w"][:, None] * w_in
-    return w_in if spec.normalization_type is None else w_in - w_in.mean(0)
+        w_in, bias = weights["ln2.w"][:, None] * w_in, bias + weights["ln2.b"] @ w_in
+    return (w_in if spec.normalization_type is None else w_in - w_in.mean(0)).T.contiguous(), bias
 
 
 def unembed(model: FusedTransformer, x: Rows) -> Float[Tensor, "*batch d_vocab"]:
@@ -213,7 +217,7 @@ class Run:
         """For each block but the last, [position, 1 + 2 head, fan]: the fans of resid_pre with b_O, of z and of rest_z."""
         fans = []
         for block, resid, attention in zip(self.blocks[:-1], self.resid, self.attention, strict=False):
-            base = (resid + block.weights["attn.b_O"]) @ block.fan
+            base = (resid + block.out[1]) @ block.fan
             heads = block.head_fans(attention.z.transpose(0, 1), attention.rest_z.transpose(0, 1))
             fans.append(torch.cat([base[None], heads]).transpose(0, 1).contiguous())
         return fans
@@ -225,7 +229,7 @@ class Run:
         start = F.embedding(tokens, p["embed.W_E"]) + p["pos_embed.W_pos"][: len(tokens)]
         run = cls(model, blocks, [start], [], [], [], [])
         for block in blocks:
-            run.attention.append(Attention.of(*block.qkv(run.resid[-1])))
+            run.attention.append(Attention.of(*block.heads(run.resid[-1])))
             run.attn_out.append(block.attn_out(run.attention[-1].z))
             run.mid.append(run.resid[-1] + run.attn_out[-1])
             run.mlp_out.append(block.mlp_out(run.mid[-1]))
@@ -286,7 +290,7 @@ class Entries:
     def of(cls, run: Run, layer: int, patches: Patches) -> Entries:
         """Patches that all enter one block."""
         block, attention, at = run.blocks[layer], run.attention[layer], patches.position
-        q, k, v = block.qkv(patches.vector)
+        q, k, v = block.heads(patches.vector)
         own = patches.vector + block.attn_out(_own_query(attention, at, q, k, v))
         is_top = attention.top[..., None] == at  # head, query, patch
         a = attention.pattern[..., at].masked_fill_(is_top, 0)
@@ -304,9 +308,9 @@ class Entries:
         """The block's output, from position `start` on, for some of the patches."""
         block, at = self.run.blocks[self.layer], self.position[which]
         v_fans = block.head_fans(self.run.attention[self.layer].v[:, at], self.v_new[:, which])
-        fanned = torch.bmm(self.by_patch[:, start:, which].permute(2, 1, 0), v_fans.transpose(0, 1))
-        by_query = self.by_query[:, start:, which].permute(1, 2, 0)
-        fanned += torch.bmm(by_query, self.run.fans[self.layer][start:]).transpose(0, 1)
+        fanned = torch.bmm(self.by_query[:, start:, which].permute(1, 2, 0), self.run.fans[self.layer][start:])
+        by_patch = self.by_patch[:, start:, which].permute(2, 1, 0)
+        fanned = torch.baddbmm(fanned.transpose(0, 1), by_patch, v_fans.transpose(0, 1))
         fanned[torch.arange(len(at), device=at.device), at - start] = self.own[which]
         return block.resid_post(fanned)
 
@@ -342,7 +346,7 @@ class Last:
     def entering(cls, run: Run, patches: Patches) -> Last:
         """Patches of the last block's own resid_pre: the query that is read has one key exchanged, or is itself new."""
         n = len(run.resid[-1])
-        q, k, v = run.blocks[-1].qkv(patches.vector)
+        q, k, v = run.blocks[-1].heads(patches.vector)
         own = patches.position == n - 1
         q = torch.where(own[:, None, None], q, run.attention[-1].q[:, -1])
         x = torch.where(own[:, None], patches.vector, run.resid[-2][-1])
@@ -354,8 +358,8 @@ class Last:
         """Patched runs whose last positions changed."""
         block, heads = run.blocks[-1], run.model.spec.n_heads
         rows = block.norm1(x)
-        w_q, w_k, w_v = block.qkv_weight.unflatten(0, (3, heads, -1))  # head, d_head, d_model
-        b_q, b_k, b_v = block.qkv_bias.unflatten(0, (3, heads, -1))
+        w_q, w_k, w_v = block.qkv[0].unflatten(0, (3, heads, -1))  # head, d_head, d_model
+        b_q, b_k, b_v = block.qkv[1].unflatten(0, (3, heads, -1))
         q = torch.einsum("pd,hid->phi", rows[:, -1], w_q) + b_q
         folded = torch.einsum("phi,hid->phd", q, w_k)
         scores = folded @ rows.mT + torch.einsum("phi,hi->ph", q, b_k)[..., None]
@@ -428,7 +432,7 @@ def _look_back(
     block: Block, attention: Attention, x: Float[Tensor, "patch window d_model"], start: int
 ) -> Float[Tensor, "patch window head d_head"]:
     """z of patched rows, which look at the run's keys before the window and at each other."""
-    q, k, v = (rows.transpose(1, 2) for rows in block.qkv(x))
+    q, k, v = (rows.transpose(1, 2) for rows in block.heads(x))
     patches, window = x.shape[:2]
     k = torch.cat([attention.k[:, :start].expand(patches, -1, -1, -1), k], dim=2)
     v = torch.cat([attention.v[:, :start].expand(patches, -1, -1, -1), v], dim=2)

@@ -97,8 +97,9 @@ def _head_entries(run: Run, source: Run) -> Float[Tensor, "layer head position d
     """Likewise for each head's z: x_mid + (z′ − z) W_O, and what the MLP makes of it."""
     vectors = []
     for layer, block in enumerate(run.blocks):
+        w_o = run.model.parameters[f"blocks.{layer}.attn.W_O"]
         change = source.attention[layer].z - run.attention[layer].z
-        mid = run.mid[layer] + torch.einsum("phi,hid->hpd", change, block.weights["attn.W_O"])
+        mid = run.mid[layer] + torch.einsum("phi,hid->hpd", change, w_o)
         vectors.append(mid + block.mlp_out(mid))
     return torch.stack(vectors)
 
