@@ -26,7 +26,14 @@ def test_a_model_of_one_k(algorithm, k, task):
     else:
         assert (found.verdict, found.form) == ("doubling", algorithm), found.reasons
     causal = made.asked(k)
-    assert found.resolved["transplant"] == [causal.resolved(layer) for layer in range(causal.n_layers)]
+    effect = found.evidence["patch"].effect.sel(metric="probability", where="at")
+    for layer in range(causal.n_layers):
+        r = causal.resolved(layer)
+        assert found.resolved["transplant"][layer] == r
+        assert r in found.resolved["light_cone"][layer]
+        # some 20 pairs a place: an effect of 0.75 or none is told by its size; test_light_cone.py has intervals
+        needed = set(effect.chain.values[(effect.sel(layer=layer) > 0.2).values].tolist())
+        assert needed == causal.light_cone(layer), layer
 
 
 @pytest.mark.parametrize("k", [5, 12, 16])
