@@ -12,17 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
-from hopinterp.evidence.suffix import Block, Patches, Run, carry, unembed
+from hopinterp.evidence.kept import Block, Run, unembed
+from hopinterp.evidence.suffix import Patches, carry
 from hopinterp.models.fused import FusedTransformer
 
 ResidSite = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 RESID_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 MEMORY = 2**30
-"""How many bytes a sweep may take for activations, unless told otherwise."""
+"""How many bytes a sweep may take for patched runs, unless told otherwise."""
 
 Report = Callable[[int, int], None]
 Entries = Callable[[Run, Run], Float[Tensor, "layer unit position d_model"]]
-_ROWS = 3000
+_ROWS = 3000  # residual vectors carried at once; more are no faster
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def resid_sweep(
         site: the vector that is replaced, by TransformerLens's name (`hook_` left out).
         read: the position whose logits are wanted, one for all or one a sequence; the last by default.
         positions: the positions to patch, for each sequence its own (a chain); by default every position of all.
-        memory: bytes; more sequences than fit are run in parts.
+        memory: bytes for the patched runs that are carried at once. Sequences are taken one after the other in any case.
         report: called with the number of sequences that are done, and with their number in all.
 
     Returns:
@@ -100,13 +101,19 @@ def _head_entries(run: Run, source: Run) -> Float[Tensor, "layer head position d
         w_o = run.model.parameters[f"blocks.{layer}.attn.W_O"]
         change = source.attention[layer].z - run.attention[layer].z
         mid = run.mid[layer] + torch.einsum("phi,hid->hpd", change, w_o)
-        vectors.append(mid + block.mlp_out(mid))
+        none = (change == 0).all(-1).T[..., None]  # then not a bit may differ, whatever the products' shapes
+        vectors.append(torch.where(none, run.resid[layer + 1], mid + block.mlp_out(mid)))
     return torch.stack(vectors)
 
 
 @dataclass(frozen=True, eq=False)
 class _Sweep:
-    """What a sweep is over: pairs of sequences, the positions that are patched and the one that is read."""
+    """What a sweep is over: pairs of sequences, the positions that are patched and the one that is read.
+
+    Attributes:
+        up, entries: every patch stands for one of a resid_pre, `up` blocks above its own, with the vector that `entries`
+            gives from the run and the source run.
+    """
 
     model: FusedTransformer
     run_tokens: Int[Tensor, "batch position"]
