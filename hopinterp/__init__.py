@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from hopinterp.training.loop import train as train
     from hopinterp.verdict import verify as verify
     from hopinterp.verdict import verify_all as verify_all
+    from hopinterp.views.report import write_report as write_report
 
 _ROOMS = {
     "HopInterpError": "errors",
@@ -79,6 +80,7 @@ _ROOMS = {
     "resume": "training.loop",
     "verify": "verdict",
     "verify_all": "verdict",
+    "write_report": "views.report",
 }
 __all__ = sorted(_ROOMS)
 
