@@ -1,15 +1,16 @@
 """The bench: all kinds of evidence beside the hypotheses, and the one answer that they allow.
 
 What decides, block by block. *Transplants* say what a block's output stands for downstream: where they single out one r,
-the hypothesis must say r. *Probes* say what can be read: hop r must be held; that more is held is reported, not counted
-against a hypothesis, since what can be read need not be used. The *light cone* says what is still needed: no find^j(i) with
-j < r may be. *Behaviour*: the last block must have resolved k. Attention is reported beside what each hypothesis looks at. A
-hypothesis stands if some course R(0), R(1), … that follows its recursion passes every block.
+the hypothesis must say r. *Probes* say what can be read: hop r must not be surely absent; that more is held is reported, not
+counted against a hypothesis, since what can be read need not be used. The *light cone* says what is still needed: no
+find^j(i) with j < r may be. *Behaviour*: the last block must have resolved k. A hypothesis stands if some course R(0),
+R(1), … that follows its recursion passes every block. Attention is reported, and does not vote.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -50,13 +51,13 @@ class Verdict:
         error: err_k with `low` and `high`.
         resolved: R(ℓ) by `probe` (the largest held hop), by `transplant` (what the output stands for; None where unclear)
             and by `light_cone` (a pair: with find^j the next position needed, R is j, or j − 1 if the next block goes to the
-            position after the one that the pointer names).
+            position after the one that the pointer names; None where unclear).
         attended: the j of find^j that some head attends to.
         theory: R(ℓ) of each exact hypothesis.
         growth: R(ℓ+1)/R(ℓ) over blocks strictly before k, by probe and by transplant, with an interval.
         controls: what would have refuted the method, and whether it did not.
         agreement: for each two kinds of evidence, in how many of the blocks where both speak they agree.
-        capacity: `measured`, the largest k up to which every err_k is at most 1% by its interval; and what the block before
+        capacity: `measured`, the largest k up to which no err_k is surely above 1% (lower end); and what the block before
             the last allows: `predicted` by what it holds (2R + 1), `predicted_sequential` (R + 1), `predicted_transplant`
             (2R + 1 of what it stands for; None where that is not clear).
         evidence: the datasets, by kind: behaviour, attention, probe, transplant, patch.
@@ -85,10 +86,12 @@ class Survey:
 
     Attributes:
         verdicts: by k.
+        unmeasured: k → why no verdict could be had (too few positions count, say).
         capacity: as in Verdict, with R the largest over the k that the model solves.
     """
 
     verdicts: Mapping[int, Verdict]
+    unmeasured: Mapping[int, str]
     capacity: Mapping[str, int | None]
 
 
@@ -105,17 +108,17 @@ def verify(
     """Which hypothesis a model follows at one k: run every kind of evidence, and judge.
 
     Args:
-        sequences: for each kind of evidence (behaviour is measured on twice as many, probes are fitted on 1.6 times).
+        sequences: for each kind of evidence (twice as many for behaviour, half for attention, 1.6 times to fit probes on).
         seed: of every draw; the same seed gives the same verdict.
         behaviour: what `evaluate` found, if it has been run: every k from 1 up to where the capacity is to be looked for.
         report: called with the name of each kind of evidence before it is gathered.
 
     Raises:
-        HopInterpError: k out of range, 0 included.
+        HopInterpError: k out of range, 0 included; |Σ| = 2, where sequences alternate and every hop can be guessed; or a
+            `behaviour` without this k.
     """
-    task.check_hops(hops)
-    if hops < 1:
-        raise HopInterpError("hops is 0: hop_0 is the input itself, about which there is nothing to verify")
+    hops = int(hops)  # numpy's numbers come from coordinates
+    _check(task, [hops])
     said = report or (lambda _: None)
     found = {}
     if behaviour is None:
@@ -142,18 +145,36 @@ def verify_all(
     seed: int = 0,
     report: Report | None = None,
 ) -> Survey:
-    """`verify` for every k (1 … max_hops by default), and the capacity that the insides predict."""
+    """`verify` for every k (1 … max_hops by default), and the capacity that the insides predict.
+
+    Raises:
+        HopInterpError: as `verify`, before any work; or no k at which anything could be measured.
+    """
+    ks = [int(k) for k in (range(1, task.max_hops + 1) if hops is None else hops)]
+    _check(task, ks)
     said = report or (lambda _: None)
     said("behaviour")
     behaviour = evaluate(model, task, sequences=2 * sequences, seed=seed)
-    verdicts = {}
-    for k in range(1, task.max_hops + 1) if hops is None else hops:
-        verdicts[k] = verify(
-            model, task, k, sequences=sequences, seed=seed, behaviour=behaviour, report=_prefixed(said, f"k = {k}: ")
-        )
+    verdicts, unmeasured = {}, {}
+    for k in ks:
+        prefixed = _prefixed(said, f"k = {k}: ")
+        try:
+            verdicts[k] = verify(model, task, k, sequences=sequences, seed=seed, behaviour=behaviour, report=prefixed)
+        except HopInterpError as error:
+            unmeasured[k] = str(error)
     if not verdicts:
+        raise HopInterpError(next(iter(unmeasured.values())))
+    return Survey(verdicts, unmeasured, _largest_capacity(verdicts))
+
+
+def _check(task: HopTask, ks: list[int]) -> None:
+    if not ks:
         raise HopInterpError("no values of k were given")
-    return Survey(verdicts, _largest_capacity(verdicts))
+    task.check_hops(*ks)
+    if min(ks) < 1:
+        raise HopInterpError("hops is 0: hop_0 is the input itself, about which there is nothing to verify")
+    if task.alphabet_size < 3:
+        raise HopInterpError("alphabet_size is 2: sequences alternate, and every hop can be guessed; verify needs 3 letters")
 
 
 def _prefixed(report: Report, prefix: str) -> Report:
@@ -165,10 +186,20 @@ def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any
 
     Args:
         found: behaviour, attention, probe, transplant and patch (by chain), each as its function returned it.
+
+    Raises:
+        HopInterpError: behaviour was not measured at this k.
     """
+    if hops not in found["behaviour"].k:
+        raise HopInterpError(f"behaviour was measured at k = {found['behaviour'].k.values.tolist()}, not at k = {hops}")
     blocks = read_blocks(found["probe"], found["transplant"], found["patch"], found["attention"], hops)
     error = {name: float(found["behaviour"][name].sel(k=hops)) for name in ("error", "low", "high")}
     verdict, form, reasons = decide(blocks, error, hops)
+    controls = _controls(found, hops)
+    failed = [name for name, control in controls.items() if control["passed"] is False]
+    if failed and verdict in ("doubling", "sequential"):
+        reasons.append(f"It would be {verdict}, but a control failed: {', '.join(failed)}.")
+        verdict, form = "undetermined", None
     thresholds = {"solved": SOLVED, "capacity": CAPACITY, "held": BAR, "stands_for": MARGIN, "attended": ATTENDED}
     thresholds["needed"] = float(found["patch"].attrs["bar"])
     return Verdict(
@@ -185,7 +216,7 @@ def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any
         [sorted(block.attended) for block in blocks],
         {name: resolved(name, hops, len(blocks)) for name in HYPOTHESES},
         _growth(blocks, hops),
-        _controls(found, hops),
+        controls,
         _agreement(blocks, hops),
         _capacity(found["behaviour"], blocks),
         found,
@@ -200,10 +231,10 @@ def decide(blocks: tuple[BlockReading, ...], error: Mapping[str, float], hops: i
     """Verdict, form and reasons, from every block's evidence and err_k with its interval (`error`, `low`, `high`)."""
     percent = f"err_{hops} is {100 * error['error']:.1f}% ({100 * error['low']:.1f} to {100 * error['high']:.1f})"
     if error["low"] > SOLVED:
-        return "none", None, [f"{percent}: the model does not solve k = {hops}; no claim is made about its mechanism."]
-    if error["high"] > SOLVED:
-        return "undetermined", None, [f"{percent}: the interval does not tell whether the model solves k = {hops}."]
-    reasons = [f"{percent}: the model solves k = {hops}."]
+        return "none", None, [f"{percent}, over {SOLVED:.0%}: no claim is made about its mechanism."]
+    if not error["high"] <= SOLVED:  # NaN, where nothing could be scored, included
+        return "undetermined", None, [f"{percent}: that does not tell whether it is under {SOLVED:.0%}."]
+    reasons = [f"{percent}, under {SOLVED:.0%}: the model does the task at k = {hops}."]
     courses = {name: _course(Hypothesis(name), blocks, hops) for name in (*HYPOTHESES, "doubling")}
     standing = {name for name, (course, _) in courses.items() if course is not None}
     reasons += [why for name, (_, why) in courses.items() if name != "doubling" or not standing & {"lookup", "successor"}]
@@ -252,7 +283,7 @@ def _objection(block: BlockReading, r: int, hops: int, last: bool) -> str:
     if block.stands_for is not None and block.stands_for != r:
         return f"its output stands for {block.stands_for} hops done (transplants), not {r}"
     if r not in block.perhaps_held:
-        return f"it does not hold hop {r} (probes)"
+        return f"it surely does not hold hop {r} (probes)"
     if early := sorted(j for j in block.needed if j < r):
         return f"the answer still needs find^{early[0]}(i), before hop {r} (light cone)"
     return ""
@@ -280,8 +311,10 @@ def _supported(blocks: tuple[BlockReading, ...], hops: int, against: str) -> boo
 # -- figures -------------------------------------------------------------------------------------------------------------
 
 
-def _light_cone(block: BlockReading, hops: int) -> list[int]:
+def _light_cone(block: BlockReading, hops: int) -> list[int] | None:
     """The two R(ℓ) that the next needed position leaves open."""
+    if block.next_needed is None:
+        return None
     return [min(block.next_needed - 1, hops), min(block.next_needed, hops)]
 
 
@@ -313,36 +346,50 @@ def _agreement(blocks: tuple[BlockReading, ...], hops: int) -> dict[str, dict[st
     pairs: dict[str, list[bool]] = {"transplant_probe": [], "transplant_light_cone": [], "probe_light_cone": []}
     for block in blocks:
         held, cone = max(block.held, default=0), _light_cone(block, hops)
-        pairs["probe_light_cone"].append(held in cone)
+        if cone is not None:
+            pairs["probe_light_cone"].append(held in cone)
         if block.stands_for is not None:
             pairs["transplant_probe"].append(held == block.stands_for)
+        if block.stands_for is not None and cone is not None:
             pairs["transplant_light_cone"].append(block.stands_for in cone)
     return {name: {"agree": sum(same), "of": len(same)} for name, same in pairs.items()}
 
 
 def _controls(found: Mapping[str, xr.Dataset], hops: int) -> dict[str, dict[str, Any]]:
-    """What would have shown that a method finds hops where there are none."""
+    """What would have shown that a method finds hops where there are none. `passed` is None where it cannot be measured."""
     probes, cones, swaps = found["probe"].sel(hop=slice(1, hops)), found["patch"], found["transplant"]
     cheap = xr.where(probes.majority > probes.lower_hops, probes.majority, probes.lower_hops)
     gap = float(((probes.untrained - cheap) / (1 - cheap)).max())
     held = probes.selectivity.where(probes.held)
-    off = cones.off_chain_high.sel(metric="probability").max()
+    least = float(held.min())
+    off, off_high = (float(cones[x].sel(metric="probability").max()) for x in ("off_chain_low", "off_chain_high"))
+    cone_bar = float(cones.attrs["bar"])
     bar = swaps.chance.where(swaps.chance < 1)
     # what reaches r = 0 is the input itself, and the last block's output is the answer of any model
-    moved = ((swaps.untrained - bar) / (1 - bar)).sel(hop=slice(1, None)).isel(layer=slice(None, -1))
+    moved = ((swaps.untrained_low - bar) / (1 - bar)).sel(hop=slice(1, None)).isel(layer=slice(None, -1))
     moved = float(moved.max()) if moved.size else float("nan")
     return {
-        "untrained_probe": {"passed": gap < BAR, "largest_share_of_the_gap": gap, "bar": BAR},
-        "selectivity": {"passed": not bool((held <= 0).any()), "least_of_held": float(held.min())},
-        "off_chain": {"passed": float(off) < cones.attrs["bar"], "largest_effect": float(off), "bar": cones.attrs["bar"]},
-        "untrained_transplant": {"passed": not moved > MARGIN, "largest_share_of_the_gap": moved, "bar": MARGIN},
+        "untrained_probe": {"passed": _under(gap, BAR), "largest_share_of_the_gap": gap, "bar": BAR},
+        "selectivity": {"passed": _under(-least, 0), "least_of_held": least},
+        # few pairs leave an interval on both sides of the bar: that tells nothing
+        "off_chain": {
+            "passed": None if off < cone_bar <= off_high else _under(off_high, cone_bar),
+            "largest_effect": off_high,
+            "bar": cone_bar,
+        },
+        "untrained_transplant": {"passed": _under(moved, MARGIN), "largest_share_of_the_gap": moved, "bar": MARGIN},
     }
+
+
+def _under(value: float, bar: float) -> bool | None:
+    return None if math.isnan(value) else value < bar
 
 
 def _capacity(behaviour: xr.Dataset, blocks: tuple[BlockReading, ...]) -> dict[str, int | None]:
     """How far the model gets, and how far the block before the last lets the last one get, as it runs at one k."""
-    fine = (behaviour.low <= CAPACITY).sortby("k")
-    measured = int(behaviour.k.where(fine.cumprod("k") > 0, 0).max())
+    fine = (behaviour.low <= CAPACITY).sel(k=behaviour.k > 0).sortby("k")
+    whole = fine.k.values.tolist() == list(range(1, fine.sizes["k"] + 1))  # or "every k up to" could not be said
+    measured = int(fine.astype(int).cumprod("k").sum()) if whole else None
     before = blocks[-2] if len(blocks) > 1 else None
     held = None if before is None else max(before.held, default=0)
     stands = None if before is None else before.stands_for

@@ -258,6 +258,8 @@ def test_construct_and_use(run, tmp_path):
         (("--out", "c", "--hops", "17"), "hops is 17; this task has 0 to 16"),
         (("--out", "c", "--hops", "3", "--algorithm", "magic"), "no algorithm 'magic'"),
         (("--out", "c", "--hops", "3", "--alphabet", "1"), "alphabet_size is 1"),
+        (("--out", "c", "--max-hops", "0", "--multi-task"), "max_hops is 0"),
+        (("--out", "c", "--hops", "8", "--letters", "5"), "5 letters are too few"),
         (("--out", "m", "--hops", "3"), "m exists"),
     ],
 )
@@ -414,11 +416,16 @@ def test_patch_by_position_and_head(run, model):
     assert "Effect of patching z (denoising, 5 one-link pairs, k = 2) on the answer's logit difference" in out
 
 
-def test_patch_table(run, model):
-    status, out, _ = run("patch", model, "--hops", 2, "--sequences", 20, "--metric", "logit_difference")
+def test_patch_table(run, doubling):
+    status, out, _ = run("patch", doubling, "--hops", 4, "--sequences", 20)
     assert status == 0
     assert "off chain" in out
     assert "The answer at i hangs on chain positions: block 0: " in out
+
+
+def test_patch_says_that_an_untrained_model_has_no_scale(run, model):
+    _, out, _ = run("patch", model, "--hops", 2, "--sequences", 20, "--metric", "logit_difference")
+    assert "Nothing to measure: the model's logit difference does not tell the clean from the corrupt sequences." in out
 
 
 @pytest.mark.parametrize(

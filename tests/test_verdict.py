@@ -1,8 +1,11 @@
 """The verdict: its rules on made-up readings, and its answers on models that could fool it."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import xarray as xr
 
 import hopinterp as hi
 from hopinterp import HopInterpError
@@ -11,7 +14,9 @@ from hopinterp.models.fused import FusedTransformer
 from hopinterp.theory.compiler import compile_program
 from hopinterp.theory.construction import Construction, lookup, sequential
 from hopinterp.theory.program import EMBEDDED, PREVIOUS_LETTER, After, At, Field, Head, Move, Program
-from hopinterp.verdict import Verdict, decide
+from hopinterp.verdict import Verdict, decide, judge
+from hopinterp.views.statements import verdict_json
+from hopinterp.views.tables import finite
 
 SOLVED = {"error": 0.001, "low": 0.0, "high": 0.002}
 
@@ -67,7 +72,18 @@ def test_what_does_not_solve_the_task_gets_no_claim():
 def test_a_hop_must_be_held():
     verdict, _, reasons = decide(readings([0, 1, 3, 7], held={2: {0, 1, 2}}), SOLVED, 7)
     assert verdict == "mixed"
-    assert "Successor fails at block 2: it does not hold hop 3 (probes)." in reasons
+    assert "Successor fails at block 2: it surely does not hold hop 3 (probes)." in reasons
+
+
+def test_a_hop_that_may_be_held_is_no_objection():
+    blocks = list(readings([0, 1, 3, 7], held={2: {0, 1}}))
+    blocks[2] = replace(blocks[2], perhaps_held=frozenset({0, 1, 3}))  # the interval of hop 3 reaches over the bar
+    assert decide(tuple(blocks), SOLVED, 7)[:2] == ("doubling", "successor")
+
+
+def test_nothing_scored_is_nothing_claimed():
+    nan = float("nan")
+    assert decide(readings([0, 1, 3, 7]), {"error": nan, "low": nan, "high": nan}, 7)[0] == "undetermined"
 
 
 def test_earlier_positions_must_no_longer_matter():
@@ -154,7 +170,7 @@ def test_pointers_without_letters_are_called_mixed(task):
     assert found.error["error"] == 0
     assert found.resolved["transplant"][:4] == [0, 1, 2, 4]
     assert found.verdict == "mixed"
-    assert any("does not hold hop" in reason for reason in found.reasons)
+    assert any("surely does not hold hop" in reason for reason in found.reasons)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -186,6 +202,51 @@ def test_every_k_at_once(small_task):
     assert found.verdicts[4].verdict == "doubling"
     assert heard[0] == "behaviour"
     assert "k = 4: transplants" in heard
+
+
+def test_evidence_from_a_file_gives_the_same_verdict(small_task, tmp_path):
+    model = Construction.of(small_task, 4, "lookup").fused
+    found = hi.verify(model, small_task, np.int64(4), sequences=20)
+    kept = {}
+    for kind, dataset in found.evidence.items():
+        dataset.to_netcdf(tmp_path / f"{kind}.nc")
+        kept[kind] = xr.load_dataset(tmp_path / f"{kind}.nc")
+    again = judge(kept, 4, {"sequences": 20, "seed": 0})
+    assert json.dumps(finite(verdict_json(again))) == json.dumps(finite(verdict_json(found)))
+    with pytest.raises(HopInterpError, match=r"behaviour was measured at k = \[2\], not at k = 4"):
+        judge({**kept, "behaviour": kept["behaviour"].sel(k=[2])}, 4, {})
+
+
+def test_a_failed_control_takes_the_verdict_back(small_task):
+    found = hi.verify(Construction.of(small_task, 4, "lookup").fused, small_task, 4, sequences=20)
+    assert found.verdict == "doubling"
+    cone = found.evidence["patch"].copy(deep=True)
+    cone["off_chain_low"][:], cone["off_chain_high"][:] = 0.8, 0.9  # as if places off the chain broke the answer as well
+    doubtful = judge({**found.evidence, "patch": cone}, 4, {})
+    assert doubtful.verdict == "undetermined"
+    assert doubtful.controls["off_chain"]["passed"] is False
+    assert "It would be doubling, but a control failed: off_chain." in doubtful.reasons
+
+
+def test_no_evidence_in_the_light_cone_is_not_a_resolved_chain(task):
+    spec = hi.ModelSpec.for_task(task, 2, d_model=32)
+    found = hi.verify(FusedTransformer(spec, spec.initial_parameters(0)), task, 4, sequences=12)
+    assert found.resolved["light_cone"][0] is None
+    assert found.agreement["probe_light_cone"]["of"] <= 1
+
+
+def test_a_k_that_cannot_be_measured_does_not_take_the_others_with_it():
+    task = hi.HopTask(12, 4, 8)
+    found = hi.verify_all(Construction.of(task, None, "lookup").fused, task, sequences=6)
+    assert set(found.verdicts) | set(found.unmeasured) == set(range(1, 9))
+    assert found.verdicts
+    assert "no position counts" in found.unmeasured[8] or "pairs" in found.unmeasured[8]
+
+
+def test_two_letters_are_refused():
+    task = hi.HopTask(20, 2, 4)
+    with pytest.raises(HopInterpError, match="sequences alternate"):
+        hi.verify(Construction.of(task, 4, "lookup").fused, task, 4)
 
 
 @pytest.mark.parametrize(("hops", "words"), [(0, "hops is 0"), (5, "hops is 5; this task has 0 to 4")])

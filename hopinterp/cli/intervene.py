@@ -71,7 +71,7 @@ def patch(
             direction=direction,  # type: ignore[arg-type]
             sequences=sequences, seed=seed, memory=memory * 2**20, report=report,
         )  # fmt: skip
-    title = f"{Path(model).name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"
+    title = f"{Path(model).resolve().name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"
     draw(plot, "light_cone" if by == "chain" else "patch_heatmap", found, metric=metric, title=title)
     if as_json:
         print_json(tables.patch_json(found, metric))
@@ -120,7 +120,7 @@ def transplant(
             sequences=sequences,
             seed=seed,
         )
-    draw(plot, "iia_by_r", found, title=f"{Path(model).name}, k = {hops}: what a block's output stands for")
+    draw(plot, "iia_by_r", found, title=f"{Path(model).resolve().name}, k = {hops}: what a block's output stands for")
     if as_json:
         print_json(tables.transplant_json(found))
     else:

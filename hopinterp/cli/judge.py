@@ -33,7 +33,7 @@ def verify(
     from hopinterp.views import statements
 
     network, card = store.load_fused(model, find_device(device))
-    task, name = card.task, Path(model).name
+    task, name = card.task, Path(model).resolve().name
     ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [_theorem(card)]
     task.check_hops(*(ks or []))
     if report is not None:

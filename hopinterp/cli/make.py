@@ -1,8 +1,9 @@
-"""The front door to the workshop: the commands that list, import and train models."""
+"""The front door to the workshop: the commands that list, import, construct and train models."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,10 +95,12 @@ def construct(
     from hopinterp.views import tables
 
     task = HopTask(letters, alphabet, max_hops)
-    made = Construction.of(task, hops, algorithm)
     store.check_free(out, overwrite)
+    made = Construction.of(task, hops, algorithm)
     with working("measuring its errors"):
         errors = _measure(made.fused, task, 100, seed, None if hops is None else [hops])
+    if unscored := [k for k, error in errors["errors"].items() if math.isnan(error)]:
+        raise HopInterpError(f"{letters} letters are too few: none of 100 sequences has a chain of {unscored[0]} links")
     how = {"how": f"constructed: {algorithm}, " + ("every k" if hops is None else f"k = {hops}")}
     card = store.save(out, made.fused, task, how | {"algorithm": algorithm, "hops": hops}, errors, overwrite)
     if as_json:

@@ -45,11 +45,11 @@ def eval_(
     check_drawable(plot)
     with working("answering"):
         found = evaluate(network, card.task, hop_range(hops, card.task.max_hops), sequences, seed, dropout)
-    draw(plot, "error_curve", found, title=f"{Path(model).name}: err_k")
+    draw(plot, "error_curve", found, title=f"{Path(model).resolve().name}: err_k")
     if as_json:
         print_json(tables.errors_json(found))
     else:
-        show(tables.errors_table(found), tables.errors_reading(found, Path(model).name))
+        show(tables.errors_table(found), tables.errors_reading(found, Path(model).resolve().name))
 
 
 @app.command()
@@ -71,7 +71,13 @@ def attention(
     check_drawable(plot)
     with working("reading attention patterns"):
         found = align(network, card.task, hops, sequences, seed)
-    draw(plot, "alignment_heatmap", found, k=hops, title=f"{Path(model).name}: alignment with find^j (cosine), k = {hops}")
+    draw(
+        plot,
+        "alignment_heatmap",
+        found,
+        k=hops,
+        title=f"{Path(model).resolve().name}: alignment with find^j (cosine), k = {hops}",
+    )
     one = found.sel(k=hops)
     if as_json:
         print_json(tables.attention_json(one, hops))
@@ -106,7 +112,12 @@ def probe(
             network, card.task, hops, target=target, layers=layers, method=method,  # type: ignore[arg-type]
             train_sequences=train_sequences, sequences=sequences, seed=seed,
         )  # fmt: skip
-    draw(plot, "probe_staircase", found, title=f"{Path(model).name}, k = {hops}: {target} at find^j(i), read from block ℓ")
+    draw(
+        plot,
+        "probe_staircase",
+        found,
+        title=f"{Path(model).resolve().name}, k = {hops}: {target} at find^j(i), read from block ℓ",
+    )
     if as_json:
         print_json(tables.probe_json(found))
     else:

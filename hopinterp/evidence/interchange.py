@@ -146,7 +146,8 @@ def transplant(
         Dims layer, (head,) family, hop (r). `iia`, with `low`, `high` (95%, bootstrap over pairs).
         `chance`, the largest of three: `unmoved`, how often the prediction is what the base run answers anyway; `unrelated`,
         how often the answer is the prediction for an unrelated source; `guess`, how often the prediction can be guessed from
-        X_i and X′_i. `untrained`: IIA of an untrained model of the same sizes, which may name letters only. `positions`
+        X_i and X′_i. `untrained` (with `untrained_low`): IIA of an untrained model of the same sizes, which may name letters
+        only. `positions`
         [family, hop]: how many count. By layer: `leading`, `leading_family`, the prediction that closes most of the gap from
         max(chance, untrained) to 1; `share`, how much of it, and `share_low`; `contest`: how often it comes true rather than
         a rival of another r, where the two differ and one of them does (against the best rival, lower bound), and
@@ -174,7 +175,8 @@ def transplant(
     control = _answers(runner(untrained(run, seed), task), pairs, sites, letters_only=True)
     says = Predictions.of(pairs, hops, next_agrees)
     found = accuracies(says, answers, seed)
-    found["untrained"] = accuracies(says, control, seed).iia
+    bare = accuracies(says, control, seed)
+    found["untrained"], found["untrained_low"] = bare.iia, bare.low
     found = found.merge(_judged(found, says, answers, seed))
     if predictions:
         found = found.merge(_own_models(predictions, pairs, sites, answers, seed))

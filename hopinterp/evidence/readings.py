@@ -19,13 +19,13 @@ class BlockReading:
 
     Attributes:
         held: hops that a probe reads for certain (see `probes.resolved`).
-        perhaps_held: those and the ones whose interval reaches the bar.
+        perhaps_held: those and the ones whose interval reaches the bar: what is not in it is surely not held.
         stands_for: r of the one prediction of "r hops done" that transplants single out; None where none is.
         family: what was carried, pointer, content or occurrence; "none".
-        not_told_apart: every r whose accuracy reaches the lower end of the leading one's interval.
+        not_told_apart: every r whose share of the gap reaches the lower end of the leading one's interval.
         needed: chain positions j ≥ 1 at which noise in the block's output breaks the answer, for certain.
         next_needed: the nearest j ≥ 1 that carries at least half of what the most needed one carries, and more than places
-            off the chain; k + 1 where nothing does.
+            off the chain; k + 1 where none is needed, None where the evidence does not say.
         attended: the j of find^j that some head of the block attends to, as it runs.
     """
 
@@ -36,7 +36,7 @@ class BlockReading:
     family: str
     not_told_apart: frozenset[int]
     needed: frozenset[int]
-    next_needed: int
+    next_needed: int | None
     attended: frozenset[int]
 
 
@@ -51,7 +51,7 @@ def read_blocks(
             _held(probe.sel(layer=layer), "low", hops),
             _held(probe.sel(layer=layer), "high", hops),
             *_stands_for(transplant.sel(layer=layer)),
-            *_needed(patch.sel(layer=layer, metric="probability", where="at"), hops),
+            *_needed(patch.sel(layer=layer, metric="probability", where="at"), hops, float(patch.attrs["bar"])),
             _attended(attention.sel(layer=layer), hops),
         )
         for layer in probe.layer.values.tolist()
@@ -72,12 +72,15 @@ def _stands_for(row: xr.Dataset) -> tuple[int | None, str, frozenset[int]]:
     return (best if best >= 0 else None), str(row.best_family.item()), close
 
 
-def _needed(row: xr.Dataset, hops: int) -> tuple[frozenset[int], int]:
+def _needed(row: xr.Dataset, hops: int, bar: float) -> tuple[frozenset[int], int | None]:
     row = row.sel(chain=slice(1, hops))
     needed = frozenset(row.chain.values[row.matters.values].tolist())
     effect = row.effect.where(row.low > row.off_chain_high)
     strong = row.chain.values[(effect >= 0.5 * effect.max()).values]
-    return needed, int(strong.min(initial=hops + 1))
+    if strong.size:
+        return needed, int(strong.min())
+    surely_none = bool(((row.high < bar) | (row.effect == 0)).all())  # exactly 0: nothing that is read there has changed
+    return needed, hops + 1 if surely_none else None
 
 
 def _attended(row: xr.Dataset, hops: int) -> frozenset[int]:

@@ -77,6 +77,7 @@ class Construction:
     """A constructed model with everything that is known about it.
 
     Attributes:
+        algorithm: lookup, successor or sequential.
         hops: the k it was built for; None for the multi-task model.
         program: what it does, in words that run.
         fused: the weights.
@@ -97,7 +98,8 @@ class Construction:
         if hops is not None:
             task.check_hops(hops)
         if hops == 0 or task.max_hops == 0:
-            raise HopInterpError("hops is 0: hop_0 is the identity, which needs no circuit; 1 is the least that is built")
+            name = "hops" if hops == 0 else "max_hops"
+            raise HopInterpError(f"{name} is 0: hop_0 is the identity, which needs no circuit; 1 is the least that is built")
         write: Callable[[HopTask, int | None], Program] = {
             "lookup": lookup,
             "successor": successor,

@@ -85,7 +85,7 @@ class Part:
     rows: Sequence[tuple[str, Sequence[str]]]
     seen: Mapping[str, str]
     plates: Sequence[Plate]
-    controls: Sequence[tuple[str, bool, str]]
+    controls: Sequence[tuple[str, str, str]]
     agreement: Sequence[tuple[str, str]]
     settings: Sequence[tuple[str, str]]
 
@@ -222,9 +222,10 @@ def _growth(step: Mapping[str, Any]) -> str:
     return f"×{step['ratio']:.3g} ({step['low']:.3g}–{step['high']:.3g})"
 
 
-def _control(name: str, control: Mapping[str, Any]) -> tuple[str, bool, str]:
+def _control(name: str, control: Mapping[str, Any]) -> tuple[str, str, str]:
     figures = (f"{key.replace('_', ' ')} {_number(value)}" for key, value in control.items() if key != "passed")
-    return _CONTROLS.get(name, name.replace("_", " ")), bool(control["passed"]), ", ".join(figures)
+    outcome = {True: "passed", False: "FAILED", None: "not measurable"}[control["passed"]]
+    return _CONTROLS.get(name, name.replace("_", " ")), outcome, ", ".join(figures)
 
 
 def _number(value: Any) -> str:

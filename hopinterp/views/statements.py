@@ -18,12 +18,17 @@ def verdict_json(found: Verdict) -> dict[str, Any]:
     """A verdict without its datasets."""
     names = ("verdict", "form", "hops", "error", "resolved", "attended", "theory", "growth", "controls", "agreement")
     values = {name: getattr(found, name) for name in (*names, "capacity")}
+    layers = range(len(found.attended))
+    looks = {name: [sorted(Hypothesis(name).attends(layer, found.hops)) for layer in layers] for name in HYPOTHESES}
+    values["theory_attended"] = looks
     return values | {"reasons": list(found.reasons), "settings": dict(found.settings)}
 
 
 def survey_json(found: Survey) -> dict[str, Any]:
     """The verdict at every k, and the capacity."""
-    return {"verdicts": {str(k): verdict_json(one) for k, one in found.verdicts.items()}, "capacity": dict(found.capacity)}
+    verdicts = {str(k): verdict_json(one) for k, one in found.verdicts.items()}
+    unmeasured = {str(k): why for k, why in found.unmeasured.items()}
+    return {"verdicts": verdicts, "unmeasured": unmeasured, "capacity": dict(found.capacity)}
 
 
 def headline(found: Verdict, name: str) -> str:
@@ -58,7 +63,7 @@ def verdict_table(found: Verdict) -> Table:
 
 def table_rows(found: Verdict) -> list[tuple[str, list[str]]]:
     """The rows that every view of a verdict shows: a label, then a cell a block."""
-    cone = [f"{low}–{high}" if low < high else str(low) for low, high in found.resolved["light_cone"]]
+    cone = ["?" if pair is None else "–".join(map(str, sorted(set(pair)))) for pair in found.resolved["light_cone"]]
     rows = [
         ("stands for (transplants)", ["?" if r is None else str(r) for r in found.resolved["transplant"]]),
         ("holds at most (probes)", [str(r) for r in found.resolved["probe"]]),
@@ -70,21 +75,27 @@ def table_rows(found: Verdict) -> list[tuple[str, list[str]]]:
 
 def verdict_reading(found: Verdict, name: str) -> str:
     """The reasons, the capacity, the controls, and last the headline."""
-    failed = [control for control, result in found.controls.items() if not result["passed"]]
-    controls = f"Controls failed: {', '.join(failed)}." if failed else f"All {len(found.controls)} controls passed."
+    passed = [result["passed"] for result in found.controls.values()]
+    failed = [control for control, result in found.controls.items() if result["passed"] is False]
+    measured = (
+        f"All {len(passed)} controls passed." if all(passed) else f"{passed.count(True)} controls passed; none failed."
+    )
+    controls = f"Controls failed: {', '.join(failed)}." if failed else measured
     parts = [*found.reasons, capacity_text(found.capacity), growth_text(found), controls]
     return "\n".join([*filter(None, parts), headline(found, name)])
 
 
 def capacity_text(capacity: Mapping[str, int | None]) -> str:
     """How far the model gets beside how far its insides let it."""
+    measured = capacity["measured"]
+    reached = "k = 1 is above 1%" if measured == 0 else "not measured" if measured is None else f"every k ≤ {measured} at 1%"
     if capacity["predicted"] is None:
-        return f"Capacity: every k ≤ {capacity['measured']} at 1%."
+        return f"Capacity: {reached}."
     used = capacity["predicted_transplant"]
     stands = f", {used} by what it stands for" if used is not None else ""
     allows = f"the block before the last allows {capacity['predicted']} by what it holds{stands}"
     more = capacity["predicted_sequential"]
-    return f"Capacity: every k ≤ {capacity['measured']} at 1%; {allows} (2R + 1; one hop more: {more})."
+    return f"Capacity: {reached}; {allows} (2R + 1; one hop more: {more})."
 
 
 def growth_text(found: Verdict) -> str:
@@ -113,4 +124,5 @@ def survey_reading(found: Survey, name: str) -> str:
     for k, one in found.verdicts.items():
         by_verdict.setdefault(one.verdict + (f" ({one.form})" if one.form else ""), []).append(k)
     parts = "; ".join(f"{verdict} at k = {', '.join(map(str, ks))}" for verdict, ks in by_verdict.items())
-    return f"{capacity_text(found.capacity)}\n{name}: {parts}."
+    unmeasured = [f"k = {k}: no verdict ({why})." for k, why in found.unmeasured.items()]
+    return "\n".join([*unmeasured, capacity_text(found.capacity), f"{name}: {parts}."])
