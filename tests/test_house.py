@@ -10,7 +10,7 @@ import pytest
 import hopinterp
 
 PACKAGE = Path(hopinterp.__file__).parent
-FLOORS = ["errors", "task", "models", "theory", "training", "evidence", "verdict", "views", "cli"]
+FLOORS = ["errors", "task", "models", "theory", "training", "evidence", "rules", "verdict", "views", "cli"]
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -11,10 +11,11 @@ import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.evidence.readings import BlockReading
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.rules import decide
 from hopinterp.theory.compiler import compile_program
 from hopinterp.theory.construction import Construction, lookup, sequential
 from hopinterp.theory.program import EMBEDDED, PREVIOUS_LETTER, After, At, Field, Head, Move, Program
-from hopinterp.verdict import Verdict, decide, judge
+from hopinterp.verdict import Verdict, judge
 from hopinterp.views.statements import verdict_json
 from hopinterp.views.tables import finite
 
