@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
-
 from hopinterp.theory.hypotheses import HYPOTHESES, Hypothesis
+from hopinterp.views.tables import ruled_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from hopinterp.verdict import Survey, Verdict
 
 
@@ -52,10 +52,7 @@ def hops_text(values: Sequence[int | None]) -> str:
 
 def verdict_table(found: Verdict) -> Table:
     """A column a block: R(ℓ) by each kind of evidence, what heads attend to, and each hypothesis."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", justify="left", no_wrap=True)
-    for layer in range(len(found.attended)):
-        table.add_column(f"block {layer}", justify="right", no_wrap=True)
+    table = ruled_table("", *(f"block {layer}" for layer in range(len(found.attended))))
     for label, cells in table_rows(found):
         table.add_row(label, *cells, style="dim" if label.startswith("theory") else "")
     return table
@@ -109,9 +106,7 @@ def growth_text(found: Verdict) -> str:
 
 def survey_table(found: Survey) -> Table:
     """A row a k."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("k", "error %", "verdict", "form", "stands for", "holds at most"):
-        table.add_column(column, justify="right" if column in ("k", "error %") else "left", no_wrap=True)
+    table = ruled_table("k", "error %", "verdict", "form", "stands for", "holds at most")
     for k, one in found.verdicts.items():
         cells = (one.verdict, one.form or "", hops_text(one.resolved["transplant"]), hops_text(one.resolved["probe"]))
         table.add_row(str(k), f"{100 * one.error['error']:.2f}", *cells)

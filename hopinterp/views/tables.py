@@ -40,7 +40,7 @@ def solved(errors: Mapping[str, float]) -> str:
 
 def models_table(cards: Mapping[str, Card]) -> Table:
     """Sizes, task and capacity of model directories."""
-    table = _table("model", "depth", "width", "heads", "letters", "|Σ|", "max k", "solves", "made")
+    table = ruled_table("model", "depth", "width", "heads", "letters", "|Σ|", "max k", "solves", "made")
     for name, card in cards.items():
         spec, task = card.spec, card.task
         sizes = (spec.n_layers, spec.d_model, spec.n_heads, task.n_letters, task.alphabet_size, task.max_hops)
@@ -63,7 +63,7 @@ def errors_json(found: xr.Dataset) -> dict[str, Any]:
 
 def errors_table(found: xr.Dataset) -> Table:
     """A row a k."""
-    table = _table("k", "error %", "95% interval", "positions")
+    table = ruled_table("k", "error %", "95% interval", "positions")
     for k in found.k.values:
         row = found.sel(k=k)
         interval = f"{100 * float(row.low):.2f} – {100 * float(row.high):.2f}"
@@ -88,7 +88,7 @@ def attention_json(one: xr.Dataset, hops: int) -> dict[str, Any]:
 
 def attention_table(one: xr.Dataset) -> Table:
     """A row a head: the hop it agrees with best, and the three fixed patterns."""
-    table = _table("layer.head", "best j", "score", "95% interval", "non-null rows", "previous", "first", "self")
+    table = ruled_table("layer.head", "best j", "score", "95% interval", "non-null rows", "previous", "first", "self")
     for layer in one.layer.values:
         for head in one["head"].values:
             unit = one.sel(layer=layer, head=head)
@@ -132,7 +132,7 @@ def probe_json(found: xr.Dataset) -> dict[str, Any]:
 def probe_table(found: xr.Dataset) -> Table:
     """A row a block, a column a hop, held cells in green; last, the best cheaper explanation."""
     shown = [j for j in found.hop.values.tolist() if j <= max(found.attrs["hops"], 8)]
-    table = _table("block", *map(str, shown), "R", "frontier")
+    table = ruled_table("block", *map(str, shown), "R", "frontier")
     for block in found.layer.values:
         row = found.sel(layer=block)
         cells = [(f"{float(row.accuracy.sel(hop=j)):.2f}", bool(row.held.sel(hop=j))) for j in shown]
@@ -181,7 +181,7 @@ def patch_table(found: xr.Dataset, metric: str) -> Table:
     one = found.sel(metric=metric)
     rows = _units(one)
     if found.attrs["by"] != "chain":
-        table = _table("unit", "effect", "95% interval", "at", "next")
+        table = ruled_table("unit", "effect", "95% interval", "at", "next")
         for name, unit in rows:
             row = unit.expand_dims("position") if "position" not in unit.dims else unit
             order = abs(row.effect).fillna(-1).argsort()[::-1][:4].values
@@ -190,7 +190,7 @@ def patch_table(found: xr.Dataset, metric: str) -> Table:
             where = str(int(order[0])) if "position" in one.dims else "all"
             table.add_row(name, _decimals(best.effect), f"{_decimals(best.low)} – {_decimals(best.high)}", where, others)
         return table
-    table = _table("unit", "place", *(str(j) for j in one.chain.values), "off chain")
+    table = ruled_table("unit", "place", *(str(j) for j in one.chain.values), "off chain")
     for where in one["where"].values:
         for name, unit in rows:
             cells = unit.sel(where=where)
@@ -270,7 +270,7 @@ def _by_hop(row: xr.DataArray) -> dict[str, float]:
 
 def transplant_table(found: xr.Dataset) -> Table:
     """A row a block (or head) and family: what it stands for, by how much, and the IIA of each r, the best in green."""
-    table = _table("unit", "stands for", "share", "95% interval", "family", *map(str, found.hop.values))
+    table = ruled_table("unit", "stands for", "share", "95% interval", "family", *map(str, found.hop.values))
     for name, unit in _units(found):
         lead = unit.sel(family=str(unit.leading_family.values), hop=int(unit.leading))
         ends = (name, _stands_for(unit), _digits(unit.share), f"{_digits(lead.low)} – {_digits(lead.high)}")
@@ -309,10 +309,11 @@ def transplant_reading(found: xr.Dataset) -> str:
     return f"{key}\nAt k = {hops}: {', '.join(parts)}. In brackets, and as its share: how much of the gap."
 
 
-def _table(*columns: str) -> Table:
+def ruled_table(*columns: str) -> Table:
+    """An empty table in the one style of the terminal views: columns of words on the left, numbers on the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        words = column in ("model", "made")
-        left = words or column in ("family", "stands for")
-        table.add_column(column, justify="left" if left else "right", no_wrap=not words, overflow="fold")
+        folds = column in ("model", "made")
+        left = folds or column in ("", "family", "stands for", "verdict", "form", "holds at most")
+        table.add_column(column, justify="left" if left else "right", no_wrap=not folds, overflow="fold")
     return table
