@@ -23,8 +23,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 import hopinterp as hi
-from hopinterp.evidence.attention import scores
-from hopinterp.evidence.linear import Standardizer, fit_logistic, fit_ridge
+from hopinterp.evidence.reading.attention import scores
+from hopinterp.evidence.reading.linear import Standardizer, fit_logistic, fit_ridge
 from hopinterp.models.fused import FusedTransformer, pattern, resid_post
 
 ROWS = 12_000

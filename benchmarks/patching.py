@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 from transformer_lens import HookedTransformer, patching
 
 import hopinterp as hi
-from hopinterp.evidence.sweeps import head_sweep, resid_sweep
+from hopinterp.engine.sweeps import head_sweep, resid_sweep
 
 Run = Callable[[], torch.Tensor]
 

@@ -16,20 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hopinterp.errors import HopInterpError as HopInterpError
-    from hopinterp.evidence.ablation import ablate as ablate
-    from hopinterp.evidence.ablation import ablated as ablated
-    from hopinterp.evidence.attention import align as align
-    from hopinterp.evidence.attribution import attribution_patch as attribution_patch
-    from hopinterp.evidence.attribution import direct_logit_attribution as direct_logit_attribution
-    from hopinterp.evidence.behaviour import evaluate as evaluate
-    from hopinterp.evidence.counterfactuals import Pairs as Pairs
-    from hopinterp.evidence.counterfactuals import draw_pairs as draw_pairs
-    from hopinterp.evidence.interchange import transplant as transplant
-    from hopinterp.evidence.patching import patch as patch
-    from hopinterp.evidence.paths import path_patch as path_patch
-    from hopinterp.evidence.probes import probe as probe
-    from hopinterp.evidence.probes import resolved as resolved
-    from hopinterp.evidence.subspaces import transplant_subspaces as transplant_subspaces
+    from hopinterp.evidence.patching.ablation import ablate as ablate
+    from hopinterp.evidence.patching.ablation import ablated as ablated
+    from hopinterp.evidence.patching.activation import patch as patch
+    from hopinterp.evidence.patching.attribution import attribution_patch as attribution_patch
+    from hopinterp.evidence.patching.attribution import direct_logit_attribution as direct_logit_attribution
+    from hopinterp.evidence.patching.pairs import Pairs as Pairs
+    from hopinterp.evidence.patching.pairs import draw_pairs as draw_pairs
+    from hopinterp.evidence.patching.path import path_patch as path_patch
+    from hopinterp.evidence.reading.attention import align as align
+    from hopinterp.evidence.reading.behaviour import evaluate as evaluate
+    from hopinterp.evidence.reading.probes import probe as probe
+    from hopinterp.evidence.reading.probes import resolved as resolved
+    from hopinterp.evidence.transplants.alignment_search import transplant_subspaces as transplant_subspaces
+    from hopinterp.evidence.transplants.interchange import transplant as transplant
+    from hopinterp.judgement.verdict import verify as verify
+    from hopinterp.judgement.verdict import verify_all as verify_all
     from hopinterp.models.fused import FusedTransformer as FusedTransformer
     from hopinterp.models.gpt2 import import_gpt2 as import_gpt2
     from hopinterp.models.spec import ModelSpec as ModelSpec
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
     from hopinterp.training.config import TrainConfig as TrainConfig
     from hopinterp.training.loop import resume as resume
     from hopinterp.training.loop import train as train
-    from hopinterp.verdict import verify as verify
-    from hopinterp.verdict import verify_all as verify_all
     from hopinterp.views.report import write_report as write_report
 
 _ROOMS = {
@@ -58,28 +58,28 @@ _ROOMS = {
     "load_fused": "models.store",
     "save": "models.store",
     "import_gpt2": "models.gpt2",
-    "evaluate": "evidence.behaviour",
-    "align": "evidence.attention",
-    "probe": "evidence.probes",
-    "transplant": "evidence.interchange",
-    "transplant_subspaces": "evidence.subspaces",
-    "resolved": "evidence.probes",
+    "evaluate": "evidence.reading.behaviour",
+    "align": "evidence.reading.attention",
+    "probe": "evidence.reading.probes",
+    "transplant": "evidence.transplants.interchange",
+    "transplant_subspaces": "evidence.transplants.alignment_search",
+    "resolved": "evidence.reading.probes",
     "construct": "theory.construction",
     "mpc_hop": "theory.doubling",
     "mpc_costs": "theory.doubling",
-    "ablate": "evidence.ablation",
-    "ablated": "evidence.ablation",
-    "attribution_patch": "evidence.attribution",
-    "direct_logit_attribution": "evidence.attribution",
-    "Pairs": "evidence.counterfactuals",
-    "draw_pairs": "evidence.counterfactuals",
-    "patch": "evidence.patching",
-    "path_patch": "evidence.paths",
+    "ablate": "evidence.patching.ablation",
+    "ablated": "evidence.patching.ablation",
+    "attribution_patch": "evidence.patching.attribution",
+    "direct_logit_attribution": "evidence.patching.attribution",
+    "Pairs": "evidence.patching.pairs",
+    "draw_pairs": "evidence.patching.pairs",
+    "patch": "evidence.patching.activation",
+    "path_patch": "evidence.patching.path",
     "TrainConfig": "training.config",
     "train": "training.loop",
     "resume": "training.loop",
-    "verify": "verdict",
-    "verify_all": "verdict",
+    "verify": "judgement.verdict",
+    "verify_all": "judgement.verdict",
     "write_report": "views.report",
 }
 __all__ = sorted(_ROOMS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -171,6 +172,33 @@ class HopTask:
         for k in hops:
             if not 0 <= k <= self.max_hops:
                 raise HopInterpError(f"hops is {k}; this task has 0 to {self.max_hops}")
+
+    def hop_count(self, hops: object) -> int:
+        """One k as an int: any whole number (NumPy's among them) of 0 … max_hops.
+
+        Raises:
+            HopInterpError: anything else.
+        """
+        try:
+            k = -1 if isinstance(hops, bool) else operator.index(hops)  # type: ignore[arg-type]
+        except TypeError:
+            raise HopInterpError(f"hops is {hops!r}; it is one whole number from 0 to {self.max_hops}") from None
+        self.check_hops(k)
+        return k
+
+    def hop_counts(self, hops: object = None) -> list[int]:
+        """Several k as ints: one whole number, any iterable of them, or None for 0 … max_hops.
+
+        Raises:
+            HopInterpError: no values, or one that is no whole number of 0 … max_hops.
+        """
+        if hops is None:
+            return list(range(self.max_hops + 1))
+        given = hops if isinstance(hops, Iterable) and not isinstance(hops, str) else [hops]
+        ks = [self.hop_count(k) for k in given]
+        if not ks:
+            raise HopInterpError("no values of k were given")
+        return ks
 
     def _batch(self, letters: Int[Tensor, "batch n"], hops: Int[Tensor, " batch"]) -> Batch:
         find1 = find_one(letters)

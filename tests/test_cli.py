@@ -204,7 +204,7 @@ def test_bad_input_gets_one_line_and_nothing_is_written(run, model, tmp_path, mo
 
 
 def test_bugs_keep_their_traceback(run, model, monkeypatch):
-    monkeypatch.setattr("hopinterp.evidence.behaviour.evaluate", lambda *_: 1 / 0)
+    monkeypatch.setattr("hopinterp.evidence.reading.behaviour.evaluate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("eval", model)
 

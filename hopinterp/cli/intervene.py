@@ -55,8 +55,8 @@ def patch(
     as_json: Json = False,
 ) -> None:
     """Activation patching: where, at each block, the information is that the answer needs."""
-    from hopinterp.evidence.effects import METRICS
-    from hopinterp.evidence.patching import patch as run_patch
+    from hopinterp.evidence.patching.activation import patch as run_patch
+    from hopinterp.evidence.patching.effects import METRICS
     from hopinterp.models import store
     from hopinterp.views import tables
 
@@ -99,7 +99,7 @@ def transplant(
     as_json: Json = False,
 ) -> None:
     """Interchange interventions: what each block's output stands for, "r hops done" or nothing of the kind."""
-    from hopinterp.evidence.interchange import transplant as run_transplant
+    from hopinterp.evidence.transplants.interchange import transplant as run_transplant
     from hopinterp.models import store
     from hopinterp.views import tables
 

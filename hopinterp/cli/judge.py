@@ -26,9 +26,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """The verdict: does the model double its hops, go one by one, or do something else?"""
+    from hopinterp.judgement.verdict import Survey, verify_all
+    from hopinterp.judgement.verdict import verify as run_verify
     from hopinterp.models import store
-    from hopinterp.verdict import Survey, verify_all
-    from hopinterp.verdict import verify as run_verify
     from hopinterp.views import report as reports
     from hopinterp.views import statements
 

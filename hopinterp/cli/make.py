@@ -194,7 +194,7 @@ def train(
 def _measure(
     model: FusedTransformer, task: HopTask, sequences: int, seed: int = 0, hops: list[int] | None = None
 ) -> dict[str, Any]:
-    from hopinterp.evidence.behaviour import evaluate
+    from hopinterp.evidence.reading.behaviour import evaluate
     from hopinterp.views.tables import errors_json
 
     return errors_json(evaluate(model, task, hops, sequences, seed))

@@ -37,7 +37,7 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """err_k: the share of answers that are wrong, for each k."""
-    from hopinterp.evidence.behaviour import evaluate
+    from hopinterp.evidence.reading.behaviour import evaluate
     from hopinterp.models import store
     from hopinterp.views import tables
 
@@ -63,7 +63,7 @@ def attention(
     as_json: Json = False,
 ) -> None:
     """Which find^j each head attends to."""
-    from hopinterp.evidence.attention import align
+    from hopinterp.evidence.reading.attention import align
     from hopinterp.models import store
     from hopinterp.views import tables
 
@@ -100,7 +100,7 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Which hops can be read off each block's output, linearly."""
-    from hopinterp.evidence.probes import probe as run_probe
+    from hopinterp.evidence.reading.probes import probe as run_probe
     from hopinterp.models import store
     from hopinterp.views import tables
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hopinterp.errors import HopInterpError
-from hopinterp.evidence.readings import ATTENDED
+from hopinterp.judgement.readings import ATTENDED
 from hopinterp.task import HopTask
 from hopinterp.theory import construction
 from hopinterp.theory.causal import CausalModel

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hopinterp.errors import HopInterpError
-from hopinterp.evidence.readings import ATTENDED
+from hopinterp.judgement.readings import ATTENDED
+from hopinterp.judgement.verdict import Survey, Verdict
 from hopinterp.models.fused import FusedTransformer, device_of
 from hopinterp.task import HopTask
-from hopinterp.verdict import Survey, Verdict
 from hopinterp.views import circuits, graph, plots, statements, tables
 from hopinterp.views.circuits import Example
 

@@ -11,7 +11,7 @@ from hopinterp.views.tables import ruled_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hopinterp.verdict import Survey, Verdict
+    from hopinterp.judgement.verdict import Survey, Verdict
 
 
 def verdict_json(found: Verdict) -> dict[str, Any]:

@@ -7,7 +7,7 @@ answer shows, and out of it where the interval lies below: here every place must
 import pytest
 
 from hopinterp import FusedTransformer, HopTask
-from hopinterp.evidence.patching import patch
+from hopinterp.evidence.patching.activation import patch
 from hopinterp.theory.construction import Construction
 
 TASK = HopTask()

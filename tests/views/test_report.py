@@ -12,8 +12,8 @@ import pytest
 
 import hopinterp as hi
 from hopinterp import HopInterpError
+from hopinterp.judgement.verdict import Verdict, verify, verify_all
 from hopinterp.theory.construction import Construction
-from hopinterp.verdict import Verdict, verify, verify_all
 from hopinterp.views import circuits, statements
 from hopinterp.views.report import report, write_report
 

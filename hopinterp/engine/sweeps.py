@@ -1,0 +1,198 @@
+"""The patch bay: every activation of a kind patched in turn, position by position, exactly and without needless work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hopinterp.engine.cached_run import Block, Run, unembed
+from hopinterp.engine.suffix import Patches, carry
+from hopinterp.errors import HopInterpError
+from hopinterp.models.fused import FusedTransformer
+
+ResidSite = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+RESID_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+MEMORY = 2**30
+"""How many bytes a sweep may take for patched runs, unless told otherwise."""
+
+Report = Callable[[int, int], None]
+Entries = Callable[[Run, Run], Float[Tensor, "layer unit position d_model"]]
+_ROWS = 3000  # residual vectors carried at once; more are no faster
+
+
+@torch.no_grad()
+def resid_sweep(
+    model: FusedTransformer,
+    run_tokens: Int[Tensor, "batch position"],
+    source_tokens: Int[Tensor, "batch position"],
+    *,
+    site: ResidSite = "resid_pre",
+    read: int | Int[Tensor, " batch"] | None = None,
+    positions: Int[Tensor, "batch chain"] | None = None,
+    memory: int = MEMORY,
+    report: Report | None = None,
+) -> Float[Tensor, "layer position batch d_vocab"]:
+    """Logits at one position of each sequence, for every (block, position) whose vector is replaced by the source run's.
+
+    Args:
+        run_tokens: the sequences that are run and patched.
+        source_tokens: the sequences whose activations are put in, one for each.
+        site: the vector that is replaced, by TransformerLens's name (`hook_` left out).
+        read: the position whose logits are wanted, one for all or one a sequence; the last by default.
+        positions: the positions to patch, for each sequence its own (a chain); by default every position of all.
+        memory: bytes for the patched runs that are carried at once. Sequences are taken one after the other in any case.
+        report: called with the number of sequences that are done, and with their number in all.
+
+    Returns:
+        [layer, position, batch, d_vocab]. With `positions`, the second dim runs over their columns.
+
+    Raises:
+        HopInterpError: tokens of different shapes, an unknown site, or positions that the sequences do not have.
+    """
+    if site not in RESID_SITES:
+        raise HopInterpError(f"site is {site!r}; it must be one of {', '.join(RESID_SITES)}")
+    entries, up = partial(_resid_entries, site), int(site != "resid_pre")
+    return _Sweep.of(model, run_tokens, source_tokens, read, positions, up, entries).logits(memory, report)[:, 0]
+
+
+@torch.no_grad()
+def head_sweep(
+    model: FusedTransformer,
+    run_tokens: Int[Tensor, "batch position"],
+    source_tokens: Int[Tensor, "batch position"],
+    *,
+    read: int | Int[Tensor, " batch"] | None = None,
+    positions: Int[Tensor, "batch chain"] | None = None,
+    memory: int = MEMORY,
+    report: Report | None = None,
+) -> Float[Tensor, "layer head position batch d_vocab"]:
+    """Logits at one position of each sequence, for every (block, head, position) whose z is replaced by the source run's.
+
+    Takes what `resid_sweep` takes. A head writes to its own position only, so the patch is one of the next block's
+    resid_pre: x_mid + (z′ − z) W_O, and what the MLP makes of it.
+    """
+    return _Sweep.of(model, run_tokens, source_tokens, read, positions, 1, _head_entries).logits(memory, report)
+
+
+def _resid_entries(site: ResidSite, run: Run, source: Run) -> Float[Tensor, "layer unit position d_model"]:
+    """A patch of each block's vector as one of a resid_pre, here or in the next block (see `_Sweep`)."""
+    if site == "resid_pre":
+        return torch.stack(source.resid[:-1])[:, None]
+    if site == "resid_post":
+        return torch.stack(source.resid[1:])[:, None]
+    if site == "mlp_out":
+        return torch.stack([mid + out for mid, out in zip(run.mid, source.mlp_out, strict=True)])[:, None]
+    mids = source.mid
+    if site == "attn_out":
+        mids = [resid + out for resid, out in zip(run.resid, source.attn_out, strict=False)]
+    return torch.stack([mid + block.mlp_out(mid) for mid, block in zip(mids, run.blocks, strict=True)])[:, None]
+
+
+def _head_entries(run: Run, source: Run) -> Float[Tensor, "layer head position d_model"]:
+    """Likewise for each head's z: x_mid + (z′ − z) W_O, and what the MLP makes of it."""
+    vectors = []
+    for layer, block in enumerate(run.blocks):
+        w_o = run.model.parameters[f"blocks.{layer}.attn.W_O"]
+        change = source.attention[layer].z - run.attention[layer].z
+        mid = run.mid[layer] + torch.einsum("phi,hid->hpd", change, w_o)
+        none = (change == 0).all(-1).T[..., None]  # then not a bit may differ, whatever the products' shapes
+        vectors.append(torch.where(none, run.resid[layer + 1], mid + block.mlp_out(mid)))
+    return torch.stack(vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """What a sweep is over: pairs of sequences, the positions that are patched and the one that is read.
+
+    Attributes:
+        up, entries: every patch stands for one of a resid_pre, `up` blocks above its own, with the vector that `entries`
+            gives from the run and the source run.
+    """
+
+    model: FusedTransformer
+    run_tokens: Int[Tensor, "batch position"]
+    source_tokens: Int[Tensor, "batch position"]
+    read: Int[Tensor, " batch"]
+    positions: Int[Tensor, "batch chain"]
+    up: int
+    entries: Entries
+
+    @classmethod
+    def of(
+        cls,
+        model: FusedTransformer,
+        run_tokens: Int[Tensor, "batch position"],
+        source_tokens: Int[Tensor, "batch position"],
+        read: int | Int[Tensor, " batch"] | None,
+        positions: Int[Tensor, "batch chain"] | None,
+        up: int,
+        entries: Entries,
+    ) -> _Sweep:
+        """Fill in what was left out, and check what was given."""
+        if run_tokens.shape != source_tokens.shape or run_tokens.ndim != 2 or not run_tokens.numel():
+            given = f"{list(run_tokens.shape)} and {list(source_tokens.shape)}"
+            raise HopInterpError(f"tokens of both runs must be [batch, position], of one shape; got {given}")
+        batch, n = run_tokens.shape
+        if n > model.spec.n_ctx:
+            raise HopInterpError(f"{n} tokens were given; the model has {model.spec.n_ctx} positions")
+        reads = torch.as_tensor(n - 1 if read is None else read, device=run_tokens.device).long()
+        if positions is None:
+            positions = torch.arange(n, device=run_tokens.device)[None]
+        if (
+            reads.ndim > 1
+            or reads.numel() not in (1, batch)
+            or positions.ndim != 2
+            or len(positions) not in (1, batch)
+            or not positions.numel()
+        ):
+            given = f"{list(reads.shape)} and {list(positions.shape)}"
+            raise HopInterpError(f"read is one position or [batch], positions are [batch, chain]; got {given}")
+        for name, where in (("read", reads), ("positions", positions)):
+            least, largest = (int(x) for x in where.aminmax())
+            if not 0 <= least <= largest < n:
+                raise HopInterpError(f"{name} has {least} to {largest}; the sequences have 0 to {n - 1}")
+        return cls(model, run_tokens, source_tokens, reads.expand(batch), positions.expand(batch, -1), up, entries)
+
+    def logits(self, memory: int, report: Report | None) -> Float[Tensor, "layer unit chain batch d_vocab"]:
+        """Every patched run's logits, one pair of sequences after the other."""
+        blocks = [Block.of(self.model, layer) for layer in range(self.model.spec.n_layers)]
+        found = []
+        for pair, read in enumerate(self.read.tolist()):
+            tokens = (x[pair, : read + 1] for x in (self.run_tokens, self.source_tokens))  # nothing to the right is felt
+            run, source = (Run.of(self.model, blocks, x) for x in tokens)
+            found.append(self._pair(run, self.entries(run, source), self.positions[pair], memory))
+            if report is not None:
+                report(pair + 1, len(self.read))
+        return torch.stack(found, dim=3)
+
+    def _pair(
+        self, run: Run, vectors: Float[Tensor, "layer unit position d_model"], positions: Int[Tensor, " chain"], memory: int
+    ) -> Float[Tensor, "layer unit chain d_vocab"]:
+        layers, units, n, _ = vectors.shape
+        shape = (layers, units, len(positions))
+        resid = torch.stack(run.resid[self.up :][:layers])[:, None]
+        differs = (vectors != resid).any(-1)  # a patch that changes nothing is none
+        if self.up:
+            differs[-1, :, :-1] = False  # nothing moves between positions any more
+        logits = unembed(self.model, run.resid[-1][-1]).expand(*shape, -1).clone()
+        within = (positions < n).nonzero()[:, 0]
+        felt = differs[:, :, positions[within]].nonzero()
+        layer, unit, column = felt[:, 0], felt[:, 1], within[felt[:, 2]]
+        at = positions[column]
+        patches = Patches(layer + self.up, at, vectors[layer, unit, at])
+        logits[layer, unit, column] = carry(run, patches, min(_ROWS, memory // self._row_bytes()))
+        return logits
+
+    def _row_bytes(self) -> int:
+        """What a row of a patched run takes: residual vectors and fans, or residual, query, key and value vectors."""
+        spec = self.model.spec
+        assert spec.d_head is not None
+        assert spec.d_mlp is not None
+        numbers = 4 * (spec.d_model + spec.d_mlp) + 8 * spec.n_heads * spec.d_head
+        return numbers * self.model.parameters["embed.W_E"].element_size()

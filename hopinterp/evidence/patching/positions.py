@@ -1,0 +1,82 @@
+"""The map: the places of a sequence where an intervention is made, by position or along the chain, and their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hopinterp.errors import HopInterpError
+from hopinterp.evidence.patching.effects import Scale
+from hopinterp.evidence.patching.pairs import Pairs
+
+By = Literal["position", "chain", "all"]
+WHERE = ("at", "before")
+"""The two kinds of places of the chain picture: find^j(i) itself, and the position before it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where each pair is patched, a column a cell, and which of the cells count."""
+
+    by: By
+    positions: Int[Tensor, "pair cell"] | None
+    counted: Bool[Tensor, "pair cell"] | None
+
+    @classmethod
+    def of(cls, pairs: Pairs, by: By, seed: int) -> Places:
+        """The places of one picture. Raises HopInterpError where there is no such picture."""
+        if by not in get_args(By):
+            raise HopInterpError(f"by is {by!r}; it is position, chain or all")
+        n, device = pairs.clean.tokens.shape[1], pairs.position.device
+        if by == "all":
+            return cls(by, None, None)
+        if by == "position":
+            return cls(by, torch.arange(n, device=device).expand(len(pairs), n), None)
+        places = torch.stack([pairs.chain, pairs.chain - 1], dim=-1).flatten(1)
+        control, exists = _off_chain(places, pairs.position, seed)
+        counted = torch.cat([pairs.distinct.flatten(1), exists[:, None]], dim=1)
+        return cls(by, torch.cat([places, control[:, None]], dim=1), counted)
+
+    def dataset(
+        self, values: Float[Tensor, "metric layer head cell pair"], scale: Scale, per_head: bool, seed: int
+    ) -> xr.Dataset:
+        """Effects by named dims, the control apart from the chain. Without heads the head axis, of length 1, goes."""
+        values = values if per_head else values[:, :, 0]
+        dims = ("layer", "head", "cell") if per_head else ("layer", "cell")
+        counted = None if self.counted is None else self.counted.T
+        cells = scale.effects(values, dims, seed, counted)
+        cells = cells.assign_coords(layer=range(values.shape[1]))
+        if self.by == "all":
+            return cells.isel(cell=0)
+        if self.by == "position":
+            return cells.rename(cell="position").assign_coords(position=range(values.shape[-2]))
+        return self._along_chain(cells)
+
+    def _along_chain(self, cells: xr.Dataset) -> xr.Dataset:
+        assert self.counted is not None
+        n_chain = (cells.sizes["cell"] - 1) // 2
+        grid = cells.isel(cell=slice(None, -1))
+        grid = grid.assign_coords(
+            chain=("cell", [j // 2 for j in range(2 * n_chain)]), where=("cell", list(WHERE) * n_chain)
+        )
+        found = grid.set_index(cell=("chain", "where")).unstack("cell").sel(where=list(WHERE))
+        found["pairs"] = ("chain", "where"), self.counted[:, :-1].sum(0).view(n_chain, 2).cpu().numpy()
+        control = cells.isel(cell=-1).rename(effect="off_chain", low="off_chain_low", high="off_chain_high")
+        return found.merge(control)
+
+
+def _off_chain(
+    places: Int[Tensor, "pair place"], read: Int[Tensor, " pair"], seed: int
+) -> tuple[Int[Tensor, " pair"], Bool[Tensor, " pair"]]:
+    """A random position from 1 to i that is no place of the chain, and whether there is one."""
+    n = int(read.max()) + 1
+    free = torch.arange(n, device=read.device) <= read[:, None]
+    free[:, 0] = False
+    free.scatter_(1, places, False)
+    drawn = torch.rand(free.shape, generator=torch.Generator().manual_seed(seed)).to(read.device)
+    return drawn.masked_fill(~free, -1).argmax(1), free.any(1)

@@ -1,0 +1,26 @@
+"""How long work tells whoever waits for it: one record, one kind of callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where some work stands.
+
+    Attributes:
+        what: the work, in a word or two.
+        done, total: in units of the work's own; the last call of every piece of work has done = total.
+        details: figures that go with it (a training's loss, say).
+    """
+
+    what: str
+    done: int
+    total: int
+    details: Mapping[str, float] = field(default_factory=dict)
+
+
+Report = Callable[[Progress], None]
+"""What functions that take long call as they go on."""

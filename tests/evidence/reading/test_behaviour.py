@@ -1,0 +1,120 @@
+"""err_k: the authors' checkpoints give design-time and published tables; rigged models give known rates."""
+
+import numpy as np
+import pytest
+import torch
+
+import hopinterp as hi
+from hopinterp import HopInterpError
+from hopinterp.evidence.intervals import bootstrap, korn_graubard
+
+# eval mode, 200 sequences a k, in per cent, k = 1 … 16
+EVAL_MODE = {
+    "depth3": [0.0, 0.0, 0.2, 4.4, 15.9, 23.9, 31.5, 38.3, 44.4, 49.2, 54.5, 59.8, 62.5, 65.1, 67.6, 68.6],
+    "depth4": [0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 1.0, 6.9, 13.7, 20.1, 27.0, 34.9, 40.2, 44.3, 49.0, 53.7],
+    "depth4_1000_samples": [0.1, 0.4, 33.9, 50.7, 61.2, 70.0, 71.3, 73.7, 75.3, 76.3, 75.6, 76.1, 76.0, 76.4, 76.9, 77.6],
+}
+KEYS = {"depth3": (3, 4, -1), "depth4": (4, 4, -1), "depth4_1000_samples": (4, 4, 1000)}
+
+
+@pytest.mark.parametrize("name", EVAL_MODE)
+def test_eval_mode_table(name, request, task):
+    found = hi.evaluate(request.getfixturevalue(name), task, sequences=100, seed=1)
+    assert np.abs(100 * found.error.values - EVAL_MODE[name]).max() < 3.0
+    assert np.abs(100 * found.error.values - EVAL_MODE[name])[:3].max() < 1.5
+    assert ((found.low <= found.error) & (found.error <= found.high)).all()
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_published_table_with_dropout(name, request, task, published):
+    found = hi.evaluate(request.getfixturevalue(name), task, hops=[1, 2, 4, 7, 8, 11, 16], sequences=300, dropout=0.1)
+    for k in found.k.values:
+        assert float(found.error.sel(k=k)) == pytest.approx(published[f"({KEYS[name]}, {k})"], abs=0.03)
+
+
+class Rigged:
+    """Answers rightly except on the first `wrong` scored positions of each sequence."""
+
+    def __init__(self, task, wrong):
+        self.spec = hi.ModelSpec.for_task(task, 1)
+        self.task, self.wrong = task, wrong
+
+    def __call__(self, tokens, **_):
+        batch = self.task.from_letters(tokens[:, 1:] - self.task.first_letter, tokens[:, 0])
+        spoiled = batch.scored & (batch.scored.cumsum(1) <= self.wrong)
+        return torch.nn.functional.one_hot(torch.where(spoiled, batch.labels + 1, batch.labels), 30).float()
+
+
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_nulls_and_blanks_are_left_out(task, wrong, monkeypatch):
+    rigged = Rigged(task, wrong)
+    monkeypatch.setattr("hopinterp.evidence.reading.behaviour.runner", lambda model, task: model)  # noqa: ARG005
+    monkeypatch.setattr("hopinterp.evidence.reading.behaviour.device_of", lambda model: torch.device("cpu"))  # noqa: ARG005
+    found = hi.evaluate(rigged, task, hops=[2], sequences=20)
+    positions = int(task.sample(20, hops=2, seed=0).scored.sum())
+    assert int(found.positions[0]) == positions
+    assert float(found.error[0]) == pytest.approx(20 * wrong / positions)
+    assert float(found.null_error[0]) == 0
+
+
+def test_bad_questions_are_named(small_model, small_task):
+    for call, words in (
+        (lambda: hi.evaluate(small_model, small_task, hops=[5]), "hops is 5; this task has 0 to 4"),
+        (lambda: hi.evaluate(small_model, small_task, sequences=0), "at least one sequence"),
+        (lambda: hi.evaluate(small_model, small_task, hops=[]), "no values of k"),
+        (lambda: hi.evaluate(small_model, small_task, dropout=1.5), "dropout is 1.5"),
+        (lambda: hi.evaluate(small_model, hi.HopTask()), "the task needs 23 tokens"),
+    ):
+        with pytest.raises(HopInterpError, match=words):
+            call()
+
+
+def test_an_ablated_hooked_transformer_is_measured_as_it_is(depth3, task):
+    hooked = depth3.spec.build(depth3.parameters)
+    whole = hi.evaluate(hooked, task, hops=[2], sequences=10)
+    hooked.add_hook("blocks.1.hook_attn_out", lambda value, hook: value * 0)  # noqa: ARG005
+    ablated = hi.evaluate(hooked, task, hops=[2], sequences=10)
+    assert float(whole.error[0]) < 0.01 < 0.4 < float(ablated.error[0])
+    with pytest.raises(HopInterpError, match="hooks or unusual features"):
+        hi.evaluate(hooked, task, hops=[2], dropout=0.1)
+
+
+def coverage(interval, rho, rate=0.1, sequences=100, trials=300):
+    """How often a 95% interval holds the true rate, for beta-binomial sequences with intra-class correlation rho."""
+    torch.manual_seed(0)
+    a, b = rate * (1 / rho - 1), (1 - rate) * (1 / rho - 1)
+    hits = 0
+    for trial in range(trials):
+        counted = torch.randint(60, 90, (sequences,))
+        wrong = torch.binomial(counted.float(), torch.distributions.Beta(a, b).sample((sequences,)))
+        low, high = interval(wrong, counted, trial)
+        hits += bool(low <= rate <= high)
+    return hits / trials
+
+
+@pytest.mark.parametrize("rho", [0.005, 0.03])
+def test_intervals_cover_when_positions_are_not_independent(rho):
+    assert coverage(lambda wrong, counted, _: korn_graubard(wrong, counted), rho) > 0.90
+    assert coverage(lambda wrong, counted, seed: bootstrap(wrong, counted, seed, 300), rho) > 0.90
+
+
+def test_one_sequence_tells_nothing():
+    for interval in (korn_graubard, lambda *counts: bootstrap(*counts, seed=0)):
+        low, high = interval(torch.tensor([3.0]), torch.tensor([80.0]))
+        assert (low, high) == (0, 1)
+
+
+def test_hop_0_alone_can_be_measured():
+    task = hi.HopTask(10, 4, 0)
+    spec = hi.ModelSpec.for_task(task, 1, d_model=16, n_heads=2)
+    found = hi.evaluate(hi.FusedTransformer(spec, spec.initial_parameters(0)), task, sequences=4)
+    assert found.k.values.tolist() == [0]
+
+
+def test_no_error_seen_is_no_proof_of_none():
+    low, high = korn_graubard(torch.zeros(50), torch.full((50,), 80.0))
+    assert low == 0
+    assert float(high) == pytest.approx(1 - 0.025 ** (1 / 4000), rel=1e-6)  # the exact binomial bound
+    low, high = korn_graubard(torch.full((50,), 80.0), torch.full((50,), 80.0))
+    assert float(low) == pytest.approx(0.025 ** (1 / 4000), rel=1e-6)
+    assert high == 1

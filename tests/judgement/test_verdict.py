@@ -1,0 +1,272 @@
+"""The verdict: its rules on made-up readings, and its answers on models that could fool it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import hopinterp as hi
+from hopinterp import HopInterpError
+from hopinterp.judgement.readings import BlockReading
+from hopinterp.judgement.rules import decide
+from hopinterp.judgement.verdict import Verdict, judge
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.theory.compiler import compile_program
+from hopinterp.theory.construction import Construction, lookup, sequential
+from hopinterp.theory.program import EMBEDDED, PREVIOUS_LETTER, After, At, Field, Head, Move, Program
+from hopinterp.views.statements import verdict_json
+from hopinterp.views.tables import finite
+
+SOLVED = {"error": 0.001, "low": 0.0, "high": 0.002}
+
+
+def readings(stands_for, held=None, needed=None):
+    """Blocks whose output stands for given r (None: unclear) and holds them, or what else is given by block."""
+    held, needed = held or {}, needed or {}
+    blocks = []
+    for layer, r in enumerate(stands_for):
+        holds = frozenset(held.get(layer, {0, r} if r is not None else range(20)))
+        cone = frozenset(needed.get(layer, set()))
+        family = "none" if r is None else "content"
+        blocks.append(BlockReading(layer, holds, holds, r, family, frozenset(), cone, 1, frozenset()))
+    return tuple(blocks)
+
+
+@pytest.mark.parametrize(
+    ("hops", "stands_for", "verdict", "form"),
+    [
+        (7, [0, 1, 3, 7], "doubling", "successor"),
+        (7, [0, 1, 2, 4, 7], "doubling", "lookup"),
+        (4, [0, 1, 2, 4], "doubling", "lookup"),
+        (7, [0, None, 3, 7], "doubling", "successor"),
+        (16, [0, 1, 2, 5, 10, 16], "doubling", None),
+        (16, [0, 1, None, None, 8, 16], "doubling", "lookup"),
+        (16, [0, 1, None, 6, None, 16], "doubling", None),
+        (4, [0, 1, 2, 3, 4], "sequential", None),
+        (7, [0, 1, 2, 3, 4, 5, 6, 7], "sequential", None),
+        (4, [0, 1, 2, None, 4], "undetermined", None),  # 2 then 3 or 4: both stand
+        (7, [0, None, None, 7], "undetermined", None),  # too few blocks to go one by one, but nothing speaks for doubling
+        (11, [0, 1, 5, 11], "mixed", None),
+        (11, [0, 1, 3, 11], "mixed", None),  # 3 to 11 in one block
+        (7, [0, 0, 3, 7], "mixed", None),
+        (8, [0, 1, 3, 4, 8], "mixed", None),
+        (4, [0, 1, 4], "mixed", None),  # no block 3, and more than any hypothesis allows
+        (3, [0, 1, 3, 3], "undetermined", None),  # k < 4
+        (2, [0, 1, 2], "undetermined", None),
+        (1, [0, 1], "undetermined", None),
+    ],
+)
+def test_rules(hops, stands_for, verdict, form):
+    found = decide(readings(stands_for), SOLVED, hops)
+    assert found[:2] == (verdict, form), found[2]
+
+
+def test_what_does_not_solve_the_task_gets_no_claim():
+    blocks = readings([0, 1, 3, 7])
+    assert decide(blocks, {"error": 0.5, "low": 0.4, "high": 0.6}, 7)[0] == "none"
+    assert decide(blocks, {"error": 0.051, "low": 0.04, "high": 0.06}, 7)[0] == "undetermined"
+    assert decide(blocks, {"error": 0.04, "low": 0.03, "high": 0.049}, 7)[0] == "doubling"
+
+
+def test_a_hop_must_be_held():
+    verdict, _, reasons = decide(readings([0, 1, 3, 7], held={2: {0, 1, 2}}), SOLVED, 7)
+    assert verdict == "mixed"
+    assert "Successor fails at block 2: it surely does not hold hop 3 (probes)." in reasons
+
+
+def test_a_hop_that_may_be_held_is_no_objection():
+    blocks = list(readings([0, 1, 3, 7], held={2: {0, 1}}))
+    blocks[2] = replace(blocks[2], perhaps_held=frozenset({0, 1, 3}))  # the interval of hop 3 reaches over the bar
+    assert decide(tuple(blocks), SOLVED, 7)[:2] == ("doubling", "successor")
+
+
+def test_nothing_scored_is_nothing_claimed():
+    nan = float("nan")
+    assert decide(readings([0, 1, 3, 7]), {"error": nan, "low": nan, "high": nan}, 7)[0] == "undetermined"
+
+
+def test_earlier_positions_must_no_longer_matter():
+    verdict, _, reasons = decide(readings([0, 1, 3, 7], needed={2: {2, 4}}), SOLVED, 7)
+    assert verdict == "mixed"
+    assert any("the answer still needs find^2(i), before hop 3 (light cone)" in reason for reason in reasons)
+    assert decide(readings([0, 1, 3, 7], needed={2: {3, 4, 5}}), SOLVED, 7)[0] == "doubling"
+
+
+def test_what_is_readable_beyond_is_reported_and_not_held_against_a_model():
+    verdict, form, reasons = decide(readings([0, 1, 3, 7], held={1: {0, 1, 2}, 2: {0, 1, 3, 4, 5}}), SOLVED, 7)
+    assert (verdict, form) == ("doubling", "successor")
+    assert "Readable beyond what a block stands for: block 1 also hop 2; block 2 also hop 4, 5." in reasons
+
+
+# -- models that could fool it -----------------------------------------------------------------------------------------
+
+
+def decoys(heads, keep):
+    """The same heads writing to fields of their own, which nothing reads but each other."""
+
+    def renamed(field):
+        return field if field in keep else replace(field, name=f"decoy_{field.name}")
+
+    def relabelled(look):
+        match look:
+            case At(pointer):
+                return At(renamed(pointer))
+            case After(letter, count):
+                return After(renamed(letter), renamed(count))
+        return look
+
+    return tuple(
+        replace(
+            head, look=relabelled(head.look), moves=tuple(Move(renamed(m.source), renamed(m.target)) for m in head.moves)
+        )
+        for head in heads
+    )
+
+
+def with_decoys(true: Program, false: Program) -> Program:
+    """A program that also runs another, to no effect."""
+    keep = {*EMBEDDED, PREVIOUS_LETTER}
+    extra = [decoys(block, keep) for block in false.blocks[1:]]
+    blocks = [true.blocks[0]]
+    for index, block in enumerate(true.blocks[1:]):
+        blocks.append((*block, *(extra[index] if index < len(extra) else ())))
+    return Program(true.task, tuple(blocks), true.answer)
+
+
+def test_a_sequential_model_that_shows_doubled_hops_is_still_sequential(task):
+    """Probes read 0, 1, 2, 4, 6 off it as they do off lookup: only what is used decides."""
+    model = compile_program(with_decoys(sequential(task, 6), lookup(task, 6))).model
+    found = hi.verify(model, task, 6, sequences=40)
+    assert found.resolved["probe"] == [0, 1, 2, 4, 6, 6, 6]
+    assert found.resolved["transplant"] == [0, 1, 2, 3, 4, 5, 6]
+    assert found.verdict == "sequential", found.reasons
+    assert any("block 3 also hop 4" in reason for reason in found.reasons)
+
+
+def test_a_doubling_model_that_shows_single_hops_is_still_doubling(task):
+    model = compile_program(with_decoys(lookup(task, 7), sequential(task, 4))).model
+    found = hi.verify(model, task, 7, sequences=40)
+    assert {0, 1, 2, 3} <= set(found.evidence["probe"].hop.values[found.evidence["probe"].held.sel(layer=3).values].tolist())
+    assert (found.verdict, found.form) == ("doubling", "lookup"), found.reasons
+
+
+def test_pointers_without_letters_are_called_mixed(task):
+    """Its blocks do double, but what they point at cannot be read: the evidence contradicts itself, and that is said."""
+    program = lookup(task, 8)
+    blocks = tuple(
+        tuple(
+            replace(head, moves=tuple(m for m in head.moves if m.target.kind != "letter" or layer in (0, 4)))
+            for head in block
+        )
+        for layer, block in enumerate(program.blocks)
+    )
+    # the last block brings the letter that stands where its pointer's pointer points: one more look-up
+    last = (Head(At(Field("pointer_4", "place")), (Move(EMBEDDED[0], program.answer),), hop=8),)
+    onward = replace(program.blocks[3][0], look=At(Field("pointer_3", "place")), hop=4)
+    moves = (Move(Field("pointer_3", "place"), Field("pointer_4", "place")),)
+    bare = Program(task, (*blocks[:4], (replace(onward, moves=moves),), last), program.answer)
+    found = hi.verify(compile_program(bare).model, task, 8, sequences=40)
+    assert found.error["error"] == 0
+    assert found.resolved["transplant"][:4] == [0, 1, 2, 4]
+    assert found.verdict == "mixed"
+    assert any("surely does not hold hop" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_untrained_models_get_none(task, seed):
+    spec = hi.ModelSpec.for_task(task, 4, d_model=32)
+    found = hi.verify(FusedTransformer(spec, spec.initial_parameters(seed)), task, 4, sequences=20)
+    assert found.verdict == "none"
+    assert "no claim is made about its mechanism" in found.reasons[0]
+    assert found.capacity["measured"] == 0
+    assert found.growth == []
+
+
+def test_the_same_seed_gives_the_same_verdict(small_task):
+    model = Construction.of(small_task, 4, "successor").fused
+    one, two = (hi.verify(model, small_task, 4, sequences=12, seed=3) for _ in range(2))
+    for name in ("verdict", "form", "reasons", "error", "resolved", "attended", "growth", "controls", "agreement"):
+        assert getattr(one, name) == getattr(two, name), name
+    for name, dataset in one.evidence.items():
+        assert dataset.identical(two.evidence[name]), name
+
+
+def test_every_k_at_once(small_task):
+    model = Construction.of(small_task, None, "successor").fused
+    heard = []
+    found = hi.verify_all(model, small_task, sequences=20, report=heard.append)
+    assert list(found.verdicts) == [1, 2, 3, 4]
+    assert all(isinstance(one, Verdict) for one in found.verdicts.values())
+    assert found.capacity["measured"] == 4
+    assert found.verdicts[4].verdict == "doubling"
+    assert heard[0] == "behaviour"
+    assert "k = 4: transplants" in heard
+
+
+def test_evidence_from_a_file_gives_the_same_verdict(small_task, tmp_path):
+    model = Construction.of(small_task, 4, "lookup").fused
+    found = hi.verify(model, small_task, np.int64(4), sequences=20)
+    kept = {}
+    for kind, dataset in found.evidence.items():
+        dataset.to_netcdf(tmp_path / f"{kind}.nc")
+        kept[kind] = xr.load_dataset(tmp_path / f"{kind}.nc")
+    again = judge(kept, 4, {"sequences": 20, "seed": 0})
+    assert json.dumps(finite(verdict_json(again))) == json.dumps(finite(verdict_json(found)))
+    with pytest.raises(HopInterpError, match=r"behaviour was measured at k = \[2\], not at k = 4"):
+        judge({**kept, "behaviour": kept["behaviour"].sel(k=[2])}, 4, {})
+
+
+def test_a_failed_control_takes_the_verdict_back(small_task):
+    found = hi.verify(Construction.of(small_task, 4, "lookup").fused, small_task, 4, sequences=20)
+    assert found.verdict == "doubling"
+    cone = found.evidence["patch"].copy(deep=True)
+    cone["off_chain_low"][:], cone["off_chain_high"][:] = 0.8, 0.9  # as if places off the chain broke the answer as well
+    doubtful = judge({**found.evidence, "patch": cone}, 4, {})
+    assert doubtful.verdict == "undetermined"
+    assert doubtful.controls["off_chain"]["passed"] is False
+    assert "It would be doubling, but a control failed: off_chain." in doubtful.reasons
+
+
+def test_no_evidence_in_the_light_cone_is_not_a_resolved_chain(task):
+    spec = hi.ModelSpec.for_task(task, 2, d_model=32)
+    found = hi.verify(FusedTransformer(spec, spec.initial_parameters(0)), task, 4, sequences=12)
+    assert found.resolved["light_cone"][0] is None
+    assert found.agreement["probe_light_cone"]["of"] <= 1
+
+
+def test_a_k_that_cannot_be_measured_does_not_take_the_others_with_it():
+    task = hi.HopTask(12, 4, 8)
+    found = hi.verify_all(Construction.of(task, None, "lookup").fused, task, sequences=6)
+    assert set(found.verdicts) | set(found.unmeasured) == set(range(1, 9))
+    assert found.verdicts
+    assert "no position counts" in found.unmeasured[8] or "pairs" in found.unmeasured[8]
+
+
+def test_two_letters_are_refused():
+    task = hi.HopTask(20, 2, 4)
+    with pytest.raises(HopInterpError, match="sequences alternate"):
+        hi.verify(Construction.of(task, 4, "lookup").fused, task, 4)
+
+
+@pytest.mark.parametrize(("hops", "words"), [(0, "hops is 0"), (5, "hops is 5; this task has 0 to 4")])
+def test_bad_calls_are_named(small_model, small_task, hops, words):
+    with pytest.raises(HopInterpError, match=words):
+        hi.verify(small_model, small_task, hops)
+
+
+# -- the authors' checkpoints --------------------------------------------------------------------------------------------
+
+
+def test_the_paper_s_depth_4_at_its_capacity(depth4, task):
+    found = hi.verify(depth4, task, 7)
+    assert (found.verdict, found.form) == ("doubling", "successor"), found.reasons
+    assert found.resolved["probe"] == [0, 1, 3, 7]
+    assert found.capacity["predicted"] == 7
+    assert found.capacity["measured"] == 7
+
+
+@pytest.mark.parametrize(("fixture", "hops"), [("depth4", 16), ("depth4_1000_samples", 4)])
+def test_what_the_paper_s_models_do_not_solve(fixture, hops, task, request):
+    assert hi.verify(request.getfixturevalue(fixture), task, hops, sequences=40).verdict == "none"
