@@ -17,7 +17,6 @@ HOUSE = {
     "models": ("spec", "blocks", "fused", "hooks", "gpt2", "store", "subject"),
     "engine": ("cached_run", "suffix", "sweeps", "per_position"),
     "theory": ("program", "compiler", "causal", "construction", "predictions", "hypotheses", "mpc", "doubling", "margins"),
-    "training": ("config", "curriculum", "record", "loop"),
     "evidence": (
         "intervals",
         "datasets",
@@ -37,6 +36,7 @@ HOUSE = {
         "transplants.interchange",
         "transplants.alignment_search",
     ),
+    "training": ("config", "curriculum", "run", "record", "loop"),
     "judgement": ("readings", "rules", "verdict"),
     "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "report"),
     "cli": ("shared", "make", "read", "intervene", "judge", "__init__"),
