@@ -39,7 +39,9 @@ def models(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A GPT-2 state dict (torch.save or safetensors), or a save_pretrained directory.")],
+    file: Annotated[
+        Path, typer.Argument(help="A GPT-2 state dict (torch.save or safetensors), or what save_pretrained wrote.")
+    ],
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
     heads: Annotated[int | None, typer.Option(help="Attention heads, which a state dict does not show.")] = None,
     letters: Annotated[int | None, typer.Option(help="Letters in a sequence; two fewer than positions by default.")] = None,

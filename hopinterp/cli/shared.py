@@ -1,4 +1,4 @@
-"""The app, the options that commands share, how a model is opened, and how results are printed. No torch until it is needed."""
+"""The app, the options that commands share, how a model is opened and a result printed. No torch until it is needed."""
 
 from __future__ import annotations
 

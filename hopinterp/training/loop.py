@@ -53,9 +53,9 @@ def train(
 
     Args:
         directory: a new run directory: config.json, metrics.jsonl, checkpoint.pt, series/ (with keep_every) and, at the
-            end, model/, whose card has the errors of 400 fresh sequences a k. Every eval_every steps errors go to the metrics.
-        report: called after every step, with its `loss`, the largest k asked for (`largest_hops`), the running `error` there,
-            and `tokens_per_second`.
+            end, model/, whose card has the errors on 400 fresh sequences a k. Every eval_every steps some go to the metrics.
+        report: called after every step, with its `loss`, the largest k asked for (`largest_hops`), the running `error`
+            there, and `tokens_per_second`.
 
     Raises:
         HopInterpError: the directory exists or cannot be written, or the run diverges.
