@@ -16,7 +16,7 @@ HOUSE = {
     "task": (),
     "models": ("spec", "blocks", "fused", "hooks", "gpt2", "store", "subject"),
     "engine": ("cached_run", "suffix", "sweeps", "per_position"),
-    "theory": ("program", "compiler", "causal", "construction", "predictions", "hypotheses", "mpc", "doubling", "margins"),
+    "theory": ("program", "compiler", "causal", "programs", "hypotheses", "construction", "predictions", "mpc", "doubling", "margins"),
     "evidence": (
         "intervals",
         "datasets",

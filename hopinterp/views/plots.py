@@ -13,8 +13,8 @@ from matplotlib.ticker import NullLocator
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import SOLVED
-from hopinterp.theory.hypotheses import HYPOTHESES, resolved
-from hopinterp.views.style import DASHES, FAMILY_INK, INK, INKS, style
+from hopinterp.theory.hypotheses import exact
+from hopinterp.views.style import FAMILY_INK, INKS, style
 
 _RIM = [withStroke(linewidth=2.6, foreground="black")]  # a white mark shows on bright cells too
 
@@ -100,11 +100,11 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
         image = axes.pcolormesh(hops, layers, found.accuracy, cmap="cividis", vmin=0, vmax=1, shading="nearest")
         for layer, hop in np.argwhere(found.held.values):
             axes.plot(hops[hop], layers[layer], "s", ms=9, mfc="none", mec="black", mew=1.2, zorder=4)
-        every = range(int(layers.max()) + 1)
-        for shift, name in zip(np.linspace(-0.12, 0.12, len(HYPOTHESES)), HYPOTHESES, strict=True):
-            steps = np.asarray(resolved(name, k, len(every)))[layers]
-            label = f"{name}: {', '.join(map(str, steps))}"
-            axes.plot(steps + shift, layers, color=INK[name], dashes=DASHES[name], lw=2, marker=".", label=label)
+        theory = exact().values()
+        for shift, one in zip(np.linspace(-0.12, 0.12, len(theory)), theory, strict=True):
+            steps = np.asarray([one.holds(layer, k)[0] for layer in layers.tolist()])
+            label = f"{one.name}: {', '.join(map(str, steps))}"
+            axes.plot(steps + shift, layers, color=one.ink, dashes=one.dashes, lw=2, marker=".", label=label)
         axes.plot([], [], "s", ms=7, mfc="none", mec="black", label="held")
         axes.axvline(k + 0.5, color="white", lw=1, ls=":")
         axes.set_yticks(layers)

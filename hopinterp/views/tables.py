@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from hopinterp.evidence.reading.behaviour import SOLVED, error_table, solved_by
-from hopinterp.theory.hypotheses import HYPOTHESES, resolved
+from hopinterp.theory.hypotheses import exact
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -123,7 +123,7 @@ def probe_json(found: xr.Dataset) -> dict[str, Any]:
         row = found.sel(layer=layer)
         values: dict[str, Any] = {name: {str(j): float(row[name].sel(hop=j)) for j in row.hop.values} for name in by_hop}
         held = [j for j in row.hop.values.tolist() if bool(row.held.sel(hop=j))]
-        theory = {name: resolved(name, hops, layer + 1)[layer] for name in HYPOTHESES}
+        theory = {name: one.holds(layer, hops)[0] for name, one in exact().items()}
         ends = {"resolved": int(row.resolved), "frontier": int(row.frontier)}
         layers.append({"layer": layer, **values, "held": held, **ends, "theory": theory})
     explanations = {name: found[name].values.tolist() for name in ("majority", "lower_hops")}
@@ -149,8 +149,8 @@ def probe_reading(found: xr.Dataset) -> str:
     hops, layers = found.attrs["hops"], found.layer.values.tolist()
     who = "Blocks resolve" if len(layers) > 1 else f"Block {layers[0]} resolves"
     seen = ", ".join(str(int(r)) for r in found.resolved)
-    predicted = {name: resolved(name, hops, layers[-1] + 1) for name in HYPOTHESES}
-    theory = "; ".join(f"{name} {', '.join(str(r[layer]) for layer in layers)}" for name, r in predicted.items())
+    predicted = {name: [one.holds(layer, hops)[0] for layer in layers] for name, one in exact().items()}
+    theory = "; ".join(f"{name} {', '.join(map(str, steps))}" for name, steps in predicted.items())
     key = f"Accuracy of the {found.attrs['target']} at find^j(i), j = 0, 1, …, read from a block's output at i. Cheaper: the"
     key += " best other explanation. Green: held, the accuracy's lower bound closes 80% of the gap from there to 1."
     return f"{key}\n{who} {seen} of {hops} hops. Theory: {theory}."
