@@ -17,7 +17,6 @@ HOUSE = {
     "models": ("spec", "blocks", "fused", "hooks", "gpt2", "store", "subject"),
     "engine": ("cached_run", "suffix", "sweeps", "per_position"),
     "theory": ("program", "compiler", "causal", "programs", "hypotheses", "construction", "predictions", "mpc", "doubling", "margins"),
-    "training": ("config", "curriculum", "record", "loop"),
     "evidence": (
         "intervals",
         "datasets",
@@ -37,9 +36,10 @@ HOUSE = {
         "transplants.interchange",
         "transplants.alignment_search",
     ),
+    "training": ("config", "curriculum", "run", "record", "loop"),
     "judgement": ("readings", "rules", "verdict"),
     "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "report"),
-    "cli": ("shared", "make", "read", "intervene", "judge", "__init__"),
+    "cli": ("shared", "make", "train", "read", "intervene", "judge", "__init__"),
 }
 """Rooms from the lowest up, and the files of each from the lowest up: a file imports only what stands before it."""
 ORDER = [f"{room}.{name}" if name else room for room, files in HOUSE.items() for name in files or ("",)]

@@ -1,16 +1,13 @@
-"""The front door to the verdict."""
+"""The command that judges: verify."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from hopinterp.cli.shared import Device, Json, Model, Seed, app, find_device, hop_range, print_json, show, telling
-
-if TYPE_CHECKING:
-    from hopinterp.models.store import Card
+from hopinterp.cli.shared import Device, Json, Model, Seed, app, hop_range, open_model, print_json, show, working
 
 
 @app.command()
@@ -28,34 +25,34 @@ def verify(
     """The verdict: does the model double its hops, go one by one, or do something else?"""
     from hopinterp.judgement.verdict import Survey, verify_all
     from hopinterp.judgement.verdict import verify as run_verify
-    from hopinterp.models import store
     from hopinterp.views import report as reports
     from hopinterp.views import statements
 
-    network, card = store.load_fused(model, find_device(device))
-    task, name = card.task, Path(model).resolve().name
-    ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [_theorem(card)]
+    subject, task = open_model(model, device)
+    ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [_theorem(model)]
     task.check_hops(*(ks or []))
     if report is not None:
         reports.check_writable(report)
-    with telling() as said:
+    with working("gathering evidence") as said:
         if ks is not None and len(ks) == 1:
             found: Survey | None = None
-            one = run_verify(network, task, ks[0], sequences=sequences, seed=seed, report=said)
+            one = run_verify(subject, task, ks[0], sequences=sequences, seed=seed, report=said)
         else:
-            found = verify_all(network, task, ks, sequences=sequences, seed=seed, report=said)
+            found = verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
         if report is not None:
-            said("report")
-            reports.write_report(report, found or one, name, network, task)
+            reports.write_report(report, found or one, subject.name, subject, task)
     if as_json:
         print_json(statements.survey_json(found) if found else statements.verdict_json(one))
     elif found:
-        show(statements.survey_table(found), statements.survey_reading(found, name))
+        show(statements.survey_table(found), statements.survey_reading(found, subject.name))
     else:
-        show(statements.verdict_table(one), statements.verdict_reading(one, name))
+        show(statements.verdict_table(one), statements.verdict_reading(one, subject.name))
 
 
-def _theorem(card: Card) -> int:
+def _theorem(model: str) -> int:
     """The k that a model was built for, or the largest k < 2^(L−1), which Theorem 4.2 grants its depth."""
+    from hopinterp.models import store
+
+    card = store.read_card(store.find(model))
     built_for: int | None = card.made.get("hops")
     return built_for or max(1, min(2 ** (card.spec.n_layers - 1) - 1, card.task.max_hops))
