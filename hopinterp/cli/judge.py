@@ -23,8 +23,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """The verdict: does the model double its hops, go one by one, or do something else?"""
-    from hopinterp.judgement.verdict import Survey, verify_all
+    from hopinterp.judgement.records import Survey, Verdict
     from hopinterp.judgement.verdict import verify as run_verify
+    from hopinterp.judgement.verdict import verify_all
     from hopinterp.views import report as reports
     from hopinterp.views import statements
 
@@ -34,19 +35,17 @@ def verify(
     if report is not None:
         reports.check_writable(report)
     with working("gathering evidence") as said:
+        found: Verdict | Survey
         if ks is not None and len(ks) == 1:
-            found: Survey | None = None
-            one = run_verify(subject, task, ks[0], sequences=sequences, seed=seed, report=said)
+            found = run_verify(subject, task, ks[0], sequences=sequences, seed=seed, report=said)
         else:
             found = verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
         if report is not None:
-            reports.write_report(report, found or one, subject.name, subject, task)
+            reports.write_report(report, found, subject.name, subject, task)
     if as_json:
-        print_json(statements.survey_json(found) if found else statements.verdict_json(one))
-    elif found:
-        show(statements.survey_table(found), statements.survey_reading(found, subject.name))
+        print_json(found.to_json())
     else:
-        show(statements.verdict_table(one), statements.verdict_reading(one, subject.name))
+        show(statements.judged_table(found), found.reading)
 
 
 def _theorem(model: str) -> int:
