@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hopinterp.errors import HopInterpError
 from hopinterp.models import blocks
-from hopinterp.models.blocks import NO_DROPOUT, NO_TAPS, Dropout, HookFunction, HookPoint, Taps
+from hopinterp.models.blocks import NO_DROPOUT, NO_TAPS, Dropout, HookFunction, HookPoint, Rows, Taps
 from hopinterp.models.spec import ModelSpec, check_fits
 from hopinterp.task import HopTask
 
@@ -185,8 +185,8 @@ class FusedTransformer:
             places = taps("hook_pos_embed", places.expand_as(embedded).clone())
         return embedded + places
 
-    def unembed(self, x: Residual, taps: Taps = NO_TAPS) -> Logits:
-        """Logits from the last block's output."""
+    def unembed(self, x: Rows, taps: Taps = NO_TAPS) -> Float[Tensor, "*batch d_vocab"]:
+        """Logits from rows of the last block's output."""
         p, normed = self.parameters, self.norm(x, "ln_final", taps, "ln_final.")
         logits = blocks.unembed(taps("unembed.hook_in", normed), p["unembed.W_U"], p["unembed.b_U"])
         return taps("unembed.hook_out", logits)
@@ -202,7 +202,7 @@ class FusedTransformer:
             x = x + drop(taps("hook_mlp_out", self.mlp(normed, layer, taps)))
         return taps("hook_resid_post", x)
 
-    def norm(self, x: Residual, name: str, taps: Taps = NO_TAPS, tap: str = "") -> Residual:
+    def norm(self, x: Rows, name: str, taps: Taps = NO_TAPS, tap: str = "") -> Rows:
         """A layer norm by its name ("blocks.0.ln1", "ln_final"); nothing where the model has none."""
         if self.spec.normalization_type is None:
             return x
@@ -226,8 +226,8 @@ class FusedTransformer:
         p, name = self.parameters, f"blocks.{layer}.attn."
         return blocks.attn_out(z.transpose(1, 2), p[name + "W_O"], p[name + "b_O"])
 
-    def mlp(self, x: Residual, layer: int, taps: Taps = NO_TAPS) -> Residual:
-        """What a block's MLP adds, from the normed stream."""
+    def mlp(self, x: Rows, layer: int, taps: Taps = NO_TAPS) -> Rows:
+        """What a block's MLP adds, from rows of the normed stream."""
         p, name = self.parameters, f"blocks.{layer}.mlp."
         hidden = F.linear(x, p[name + "W_in"].T, p[name + "b_in"])
         return blocks.mlp_out(hidden, self.spec.act_fn, p[name + "W_out"], p[name + "b_out"], taps)
