@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hopinterp.cli.shared import Device, Json, Model, Seed, app, hop_range, open_model, print_json, show, working
+
+if TYPE_CHECKING:
+    from hopinterp.judgement.records import Survey, Verdict
 
 
 @app.command()
@@ -23,30 +26,29 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """The verdict: does the model double its hops, go one by one, or do something else?"""
-    from hopinterp.judgement.verdict import Survey, verify_all
-    from hopinterp.judgement.verdict import verify as run_verify
+    from hopinterp.judgement import verdict
     from hopinterp.views import report as reports
     from hopinterp.views import statements
 
     subject, task = open_model(model, device)
     ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [_theorem(model)]
-    task.check_hops(*(ks or []))
+    task.hop_counts(ks)
     if report is not None:
         reports.check_writable(report)
+    found: Verdict | Survey
     with working("gathering evidence") as said:
         if ks is not None and len(ks) == 1:
-            found: Survey | None = None
-            one = run_verify(subject, task, ks[0], sequences=sequences, seed=seed, report=said)
+            found = verdict.verify(subject, task, ks[0], sequences=sequences, seed=seed, report=said)
+            table = statements.verdict_table(found)
         else:
-            found = verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
+            found = verdict.verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
+            table = statements.survey_table(found)
         if report is not None:
-            reports.write_report(report, found or one, subject.name, subject, task)
+            reports.write_report(report, found, subject.name, subject, task)
     if as_json:
-        print_json(statements.survey_json(found) if found else statements.verdict_json(one))
-    elif found:
-        show(statements.survey_table(found), statements.survey_reading(found, subject.name))
+        print_json(found.to_json())
     else:
-        show(statements.verdict_table(one), statements.verdict_reading(one, subject.name))
+        show(table, found.reading)
 
 
 def _theorem(model: str) -> int:

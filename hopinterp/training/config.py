@@ -139,7 +139,8 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> TrainConfig:
         """From what `to_dict` gave, as JSON brings it back."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
+        return cls(**values)
 
     def command(self) -> str:
         """The command line that trains this model again."""
