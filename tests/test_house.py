@@ -35,10 +35,11 @@ HOUSE = {
         "transplants.pairs",
         "transplants.interchange",
         "transplants.alignment_search",
+        "kinds",
     ),
     "training": ("config", "curriculum", "run", "record", "loop"),
-    "judgement": ("readings", "rules", "verdict"),
-    "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "report"),
+    "judgement": ("readings", "rules", "records", "verdict"),
+    "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "plates", "report"),
     "cli": ("shared", "make", "train", "read", "intervene", "judge", "__init__"),
 }
 """Rooms from the lowest up, and the files of each from the lowest up: a file imports only what stands before it."""

@@ -39,16 +39,14 @@ def verify(
     with working("gathering evidence") as said:
         if ks is not None and len(ks) == 1:
             found = verdict.verify(subject, task, ks[0], sequences=sequences, seed=seed, report=said)
-            table = statements.verdict_table(found)
         else:
             found = verdict.verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
-            table = statements.survey_table(found)
         if report is not None:
             reports.write_report(report, found, subject.name, subject, task)
     if as_json:
         print_json(found.to_json())
     else:
-        show(table, found.reading)
+        show(statements.judged_table(found), found.reading)
 
 
 def _theorem(model: str) -> int:

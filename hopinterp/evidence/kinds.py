@@ -47,6 +47,7 @@ class Kind:
         figures: (all evidence, k) → `views.plates.Plate`s for the report.
         explains: how to read its cells, for the report.
         resolves: under which name `Verdict.resolved` has the R(ℓ) that it reads; empty where it reads none.
+        grows: what that R is of a block, for the row of its growth.
         every_k: gathered once for all k, not at each.
         required: whether a verdict can be had without it.
     """
@@ -59,6 +60,7 @@ class Kind:
     figures: Named | None = None
     explains: str = ""
     resolves: str = ""
+    grows: str = "R"
     every_k: bool = False
     required: bool = False
 
@@ -127,6 +129,7 @@ register(
         explains="Stands for: after how many hops the block's output goes on in another sequence, and as what it is carried;"
         " ? where that is not clear.",
         resolves="transplant",
+        grows="what it stands for",
         required=True,
     )
 )
@@ -140,6 +143,7 @@ register(
         figures="hopinterp.views.plates:probe_plates",
         explains="Holds: the largest hop that probes read.",
         resolves="probe",
+        grows="what it holds",
         required=True,
     )
 )
@@ -147,7 +151,7 @@ register(
     Kind(
         "patch",
         _patch,
-        "patching",
+        "light cone",
         read="hopinterp.judgement.readings:read_patch",
         controls="hopinterp.judgement.readings:patch_controls",
         figures="hopinterp.views.plates:patch_plates",

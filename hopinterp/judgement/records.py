@@ -72,15 +72,16 @@ class Capacity:
         return {"measured": self.measured, "predicted": _allowed("doubling", self.held), **allowed, **by_use}
 
     def __str__(self) -> str:
-        k = self.measured
-        reached = "not measured" if k is None else f"every k ≤ {k} is solved" if k else "not even k = 1 is solved"
-        reached += "" if k is None else f" (at most {SOLVED:.0%} error for certain)"
+        k, bar = self.measured, f"{SOLVED:.0%}"
+        reached = "not measured" if k is None else f"every k ≤ {k} at {bar}" if k else f"k = 1 is not solved at {bar}"
         if self.held is None:
             return f"Capacity: {reached}."
-        allows = [f"{name} {_allowed(name, self.held)}" for name in claims()]
-        said = f"Capacity: {reached}; from what the block before the last holds, the last could reach {', '.join(allows)}"
-        used = [f"{name} {_allowed(name, self.stands_for)}" for name in claims()]
-        return f"{said}." if self.stands_for is None else f"{said}; from what it stands for, {', '.join(used)}."
+        said = f"Capacity: {reached}; by what the block before the last holds, the last could reach {_reach(self.held)}"
+        return f"{said}." if self.stands_for is None else f"{said}; by what it stands for, {_reach(self.stands_for)}."
+
+
+def _reach(before: int) -> str:
+    return ", ".join(f"{_allowed(name, before)} ({name})" for name in claims())
 
 
 def _allowed(hypothesis: str, before: int | None) -> int | None:
@@ -136,14 +137,14 @@ class Verdict:
     evidence: Mapping[str, xr.Dataset] = field(default_factory=dict)
 
     @property
-    def solved(self) -> bool:
-        """Whether the model solves the task at this k: the upper 95% end of err_k is at most 1%."""
-        return self.error["high"] <= SOLVED
-
-    @property
     def rows(self) -> list[Row]:
         """What every view of a verdict shows: the evidence block by block, and below it each hypothesis."""
         return [*self.table, *((f"theory: {name}", tuple(map(str, r))) for name, r in self.theory.items())]
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["", *(f"block {layer}" for layer in range(len(self.attended)))]
 
     @property
     def headline(self) -> str:
@@ -159,7 +160,7 @@ class Verdict:
         layers = range(len(self.attended))
         theory = (
             f"{name} {', '.join(_range_text(one.holds(layer, self.hops)) for layer in layers)}"
-            for name, one in sorted(claims().items())
+            for name, one in claims().items()
         )
         return f"{seen}; theory: {'; '.join(theory)}."
 
@@ -179,17 +180,13 @@ class Verdict:
         return f"{outcomes.count(True)} controls passed; none failed."
 
     def __str__(self) -> str:
-        return f"{_plain(self._columns, self.rows)}\n\n{self.reading}"
+        return f"{_plain(self.columns, self.rows)}\n\n{self.reading}"
 
     def __repr__(self) -> str:
         return f"<Verdict: {self.headline}>"
 
     def _repr_html_(self) -> str:
-        return _shown(self._columns, self.rows, self.reading)
-
-    @property
-    def _columns(self) -> list[str]:
-        return ["", *(f"block {layer}" for layer in range(len(self.attended)))]
+        return _shown(self.columns, self.rows, self.reading)
 
     def to_json(self) -> dict[str, Any]:
         """All of it but the datasets, as JSON's own types; an undefined number is NaN."""
@@ -286,7 +283,7 @@ class Survey:
         model: its name.
         verdicts: by k.
         unmeasured: k → why no verdict could be had (too few positions count, say).
-        capacity: as in Verdict, with R the largest over the k that the model solves (over all, where it solves none).
+        capacity: as in Verdict, with R the largest over the k at which the model does not fail (over all, where it fails at each).
     """
 
     model: str
@@ -304,7 +301,10 @@ class Survey:
         seen = (hops_text(one.resolved[kind]) for kind in ("transplant", "probe"))
         return (f"{100 * one.error['error']:.2f}", one.verdict, one.form or "", *seen)
 
-    COLUMNS = ("k", "error %", "verdict", "form", "stands for", "holds at most")
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["k", "error %", "verdict", "form", "stands for", "holds at most"]
 
     @property
     def reading(self) -> str:
@@ -317,13 +317,13 @@ class Survey:
         return "\n".join([*unmeasured, str(self.capacity), f"{self.model or 'the model'}: {parts}."])
 
     def __str__(self) -> str:
-        return f"{_plain(self.COLUMNS, self.rows)}\n\n{self.reading}"
+        return f"{_plain(self.columns, self.rows)}\n\n{self.reading}"
 
     def __repr__(self) -> str:
         return f"<Survey: {self.reading.splitlines()[-1]}>"
 
     def _repr_html_(self) -> str:
-        return _shown(self.COLUMNS, self.rows, self.reading)
+        return _shown(self.columns, self.rows, self.reading)
 
     def to_json(self) -> dict[str, Any]:
         """The verdict at every k, and the capacity."""
@@ -342,7 +342,7 @@ def hops_text(values: Iterable[Resolved]) -> str:
 
 def growth_in_theory() -> str:
     """Between which ratios each hypothesis grows."""
-    said = ("{} {:g} to {:g}".format(name, *one.ratios()) for name, one in sorted(claims().items()))
+    said = ("{} {:g} to {:g}".format(name, *one.ratios()) for name, one in claims().items())
     return f"In theory: {', '.join(said)}."
 
 

@@ -1,8 +1,9 @@
 """Which hypothesis the readings of all blocks allow.
 
-*Behaviour* comes first: a model that solves the task at k (the upper 95% end of err_k is at most 1%) gets a claim about its
-mechanism; one that fails (the lower end is above 5%) gets "none"; between the two the verdict is "undetermined", with what
-the evidence says of every hypothesis among the reasons.
+*Behaviour* comes first. A model *solves* k where the upper 95% end of err_k is at most 1%, here as everywhere; it fails at k,
+verdict "none", where the lower end is above 5%. About the mechanism of one that surely does not fail (the upper end is at most
+5%) a claim can be made, solved or not: which of the two is said in the first reason. Where the interval has 5% inside, the
+verdict is "undetermined".
 
 Then, block by block: *transplants* say what a block's output stands for downstream: where they single out one r, the
 hypothesis must say r. *Probes* say what can be read: hop r must not be surely absent. The *light cone* says what is still
@@ -38,33 +39,41 @@ class Decision:
     reasons: tuple[str, ...]
 
 
-def decide(blocks: tuple[Block, ...], error: Mapping[str, float], hops: int) -> Decision:
-    """The verdict on every block's evidence and err_k with its interval (`error`, `low`, `high`)."""
+def decide(
+    blocks: tuple[Block, ...], error: Mapping[str, float], hops: int, solved: float = SOLVED, failed: float = FAILED
+) -> Decision:
+    """The verdict on every block's evidence and err_k with its interval (`error`, `low`, `high`), by behaviour's bars."""
     percent = f"err_{hops} is {100 * error['error']:.1f}% ({100 * error['low']:.1f} to {100 * error['high']:.1f})"
-    if error["low"] > FAILED:
-        return Decision("none", None, (f"{percent}, over {FAILED:.0%}: no claim is made about its mechanism.",))
+    if error["low"] > failed:
+        return Decision("none", None, (f"{percent}, over {failed:.0%}: no claim is made about its mechanism.",))
+    if not error["high"] <= failed:  # NaN, where nothing could be scored, included
+        return Decision("undetermined", None, (f"{percent}: that does not tell whether it is under {failed:.0%}.",))
+    answers = f"solved (at most {solved:.0%})" if error["high"] <= solved else f"not surely solved ({solved:.0%})"
+    reasons = [f"{percent}, {answers}, under {failed:.0%}: its mechanism can be judged."]
     courses = {name: _course(one, blocks, hops) for name, one in (exact() | claims()).items()}
     standing = {name for name, (course, _) in courses.items() if course is not None}
-    found = _told(courses, standing) + _surplus(blocks)
-    if not error["high"] <= SOLVED:  # NaN, where nothing could be scored, included
-        why = f"{percent}: neither solved (at most {SOLVED:.0%} for certain) nor over {FAILED:.0%}, so no claim is made."
-        return Decision("undetermined", None, (why, *found))
-    reasons = [f"{percent}, at most {SOLVED:.0%}: the model solves the task at k = {hops}.", *found]
+    found = _between(blocks, standing, hops)
+    return Decision(found.verdict, found.form, (*reasons, *_told(courses, standing), *_surplus(blocks), *found.reasons))
+
+
+def _between(blocks: tuple[Block, ...], standing: set[str], hops: int) -> Decision:
+    """Which of the hypotheses that stand is the verdict, if one is; and if not, why not."""
     if why := _too_few_hops(hops):
-        return Decision("undetermined", None, (*reasons, why))
+        return Decision("undetermined", None, (why,))
     names = [name for name in claims() if name in standing]
     if not names:
-        return Decision("mixed", None, tuple(reasons))
+        return Decision("mixed", None, ())
     if len(names) > 1:
-        why = f"{' and '.join(sorted(names)).capitalize()} {_both(names)} stand: no block tells them apart."
-        return Decision("undetermined", None, (*reasons, why))
+        both = "both" if len(names) == 2 else "all"
+        why = f"{' and '.join(names).capitalize()} {both} stand: no block tells them apart."
+        return Decision("undetermined", None, (why,))
     (name,) = names
     rivals = (rival for other, rival in claims().items() if other != name)
     if unclear := next((rival.name for rival in rivals if not _supported(blocks, hops, rival)), None):
         why = f"No block between the first look-up and the last clearly stands for what {name} says and {unclear} does not."
-        return Decision("undetermined", None, (*reasons, why))
+        return Decision("undetermined", None, (why,))
     forms = [form.name for form in claims()[name].forms if form.form_of and form.name in standing]
-    return Decision(HypothesisName(name), forms[0] if len(forms) == 1 else None, tuple(reasons))
+    return Decision(HypothesisName(name), forms[0] if len(forms) == 1 else None, ())
 
 
 Course = tuple[list[int] | None, str]
@@ -110,7 +119,7 @@ def _surplus(blocks: tuple[Block, ...]) -> list[str]:
 
 def _too_few_hops(hops: int) -> str:
     """Why two hypotheses cannot be told apart at this k whatever is measured; empty if all can."""
-    for one, other in itertools.combinations(sorted(claims().values(), key=lambda claim: claim.name), 2):
+    for one, other in itertools.combinations(claims().values(), 2):
         least, block = _apart(one, other)
         if hops < least:
             left_open = sorted({*one.holds(block - 1, least), *other.holds(block - 1, least)})
@@ -134,7 +143,3 @@ def _supported(blocks: tuple[Block, ...], hops: int, against: Hypothesis) -> boo
     clear = [block for block in blocks[2:-1] if block.stands_for is not None]
     too_slow = against.holds(blocks[-1].layer, hops)[-1] < hops
     return any(too_slow or block.stands_for not in against.holds(block.layer, hops) for block in clear)
-
-
-def _both(names: list[str]) -> str:
-    return "both" if len(names) == 2 else "all"

@@ -11,7 +11,7 @@ import xarray as xr
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.kinds import KINDS
-from hopinterp.evidence.reading.behaviour import FAILED, SOLVED, capacity
+from hopinterp.evidence.reading.behaviour import capacity
 from hopinterp.judgement.readings import Block, read_blocks, read_controls, rows
 from hopinterp.judgement.records import Agreement, Capacity, Growth, Survey, Verdict
 from hopinterp.judgement.rules import Decision, decide
@@ -143,7 +143,8 @@ def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any
         raise HopInterpError(f"behaviour was measured at k = {behaviour.hops.values.tolist()}, not at k = {hops}")
     error = {name: float(behaviour[name].sel(hops=hops)) for name in ("error", "low", "high")}
     blocks, controls = read_blocks(found, hops), read_controls(found, hops)
-    decision = decide(blocks, error, hops)
+    bars = _bars(found)
+    decision = decide(blocks, error, hops, bars["solved"], bars["failed"])
     failed = [name for name, control in controls.items() if control.passed is False]
     if failed and decision.verdict in claims():
         why = f"It would be {decision.verdict}, but a control failed: {', '.join(failed)}."
@@ -170,7 +171,7 @@ def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any
         controls=controls,
         agreement=_agreement(blocks),
         capacity=_capacity(behaviour, blocks),
-        settings={**drawn, **_bars(found)},
+        settings={**drawn, **bars},
         evidence=found,
     )
 
@@ -180,11 +181,10 @@ def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any
 
 def _bars(found: Mapping[str, xr.Dataset]) -> dict[str, float]:
     """Every bar that the verdict was reached by."""
-    bars = {"held": ("probe", "bar"), "stands_for": ("transplant", "margin"), "attended": ("attention", "attended")}
-    bars["needed"] = ("patch", "bar")
-    return {"solved": SOLVED, "failed": FAILED} | {
-        name: float(found[kind].attrs[attribute]) for name, (kind, attribute) in bars.items()
-    }
+    bars = {name: ("behaviour", name) for name in ("solved", "failed")}
+    bars |= {"held": ("probe", "bar"), "stands_for": ("transplant", "margin"), "needed": ("patch", "bar")}
+    bars |= {"attended": ("attention", "attended")}
+    return {name: float(found[kind].attrs[attribute]) for name, (kind, attribute) in bars.items()}
 
 
 def _growth(blocks: tuple[Block, ...], hops: int) -> tuple[Growth, ...]:
@@ -226,10 +226,11 @@ def _capacity(behaviour: xr.Dataset, blocks: tuple[Block, ...]) -> Capacity:
 
 
 def _largest(verdicts: Mapping[int, Verdict]) -> Capacity:
-    """Over the k that are solved; over all where none is."""
-    solved = [one.capacity for one in verdicts.values() if one.solved] or [one.capacity for one in verdicts.values()]
+    """Over the k at which the model does not fail; over all where it fails at each."""
+    fine = [one.capacity for one in verdicts.values() if one.verdict != "none"]
+    counted = fine or [one.capacity for one in verdicts.values()]
 
     def most(name: str) -> int | None:
-        return max((c for one in solved if (c := getattr(one, name)) is not None), default=None)
+        return max((c for one in counted if (c := getattr(one, name)) is not None), default=None)
 
     return Capacity(most("measured"), most("held"), most("stands_for"))

@@ -151,6 +151,13 @@ def _cap(hop: int, hops: int | None) -> int:
 
 register(
     Hypothesis(
+        "doubling",
+        words="The hops that a block resolves about double from block to block, by pointer doubling",
+        ink="#0072B2",
+    )
+)
+register(
+    Hypothesis(
         "lookup",
         words="each block goes where its pointer points and takes the pointer that it finds there",
         step=lambda r: max(1, 2 * r),
@@ -185,15 +192,8 @@ register(
 )
 register(
     Hypothesis(
-        "doubling",
-        words="The hops that a block resolves about double from block to block, by pointer doubling",
-        ink="#0072B2",
-    )
-)
-register(
-    Hypothesis(
         "none",
-        words="The model does not solve the task here, so nothing is claimed about its mechanism",
+        words="The model fails at the task here, so nothing is claimed about its mechanism",
         step=lambda _: 0,
         looks=lambda _: (),
         ink="#57606A",

@@ -212,9 +212,7 @@ def _places(cone: xr.Dataset | None, where: str) -> dict[int, frozenset[int]]:
         return {}
     matters = cone.matters.sel(metric="probability", where=where)
     matters = matters.any("head") if "head" in matters.dims else matters
-    return {
-        layer: frozenset(matters.hop.values[matters.sel(layer=layer).values].tolist()) for layer in matters.layer.values
-    }
+    return {layer: frozenset(matters.hop.values[matters.sel(layer=layer).values].tolist()) for layer in matters.layer.values}
 
 
 def _note(layer: int, probes: xr.Dataset | None, transplants: xr.Dataset | None) -> str:

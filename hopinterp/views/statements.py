@@ -1,4 +1,4 @@
-"""Verdicts as tables for the terminal."""
+"""A verdict, or a survey of verdicts, as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -12,17 +12,9 @@ if TYPE_CHECKING:
     from hopinterp.judgement.records import Survey, Verdict
 
 
-def verdict_table(found: Verdict) -> Table:
-    """A column a block: R(ℓ) by each kind of evidence, what heads attend to, and each hypothesis."""
-    table = ruled_table("", *(f"block {layer}" for layer in range(len(found.attended))))
+def judged_table(found: Verdict | Survey) -> Table:
+    """Of a verdict, a column a block: R(ℓ) by each kind of evidence, and each hypothesis. Of a survey, a row a k."""
+    table = ruled_table(*found.columns)
     for label, cells in found.rows:
         table.add_row(label, *cells, style="dim" if label.startswith("theory") else "")
-    return table
-
-
-def survey_table(found: Survey) -> Table:
-    """A row a k."""
-    table = ruled_table(*found.COLUMNS)
-    for k, cells in found.rows:
-        table.add_row(k, *cells)
     return table
