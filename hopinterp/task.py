@@ -180,9 +180,11 @@ class HopTask:
             HopInterpError: anything else.
         """
         try:
-            k = -1 if isinstance(hops, bool) else operator.index(hops)  # type: ignore[arg-type]
+            k = operator.index(hops)  # type: ignore[arg-type]
         except TypeError:
-            raise HopInterpError(f"hops is {hops!r}; it is one whole number from 0 to {self.max_hops}") from None
+            k = -1
+        if isinstance(hops, bool) or (k < 0 and not isinstance(hops, int)):
+            raise HopInterpError(f"hops is {hops!r}; it is one whole number from 0 to {self.max_hops}")
         self.check_hops(k)
         return k
 
@@ -194,7 +196,8 @@ class HopTask:
         """
         if hops is None:
             return list(range(self.max_hops + 1))
-        given = hops if isinstance(hops, Iterable) and not isinstance(hops, str) else [hops]
+        several = isinstance(hops, Iterable) and not isinstance(hops, str) and getattr(hops, "ndim", 1) > 0
+        given: Iterable[object] = hops if several else [hops]  # type: ignore[assignment]
         ks = [self.hop_count(k) for k in given]
         if not ks:
             raise HopInterpError("no values of k were given")

@@ -41,7 +41,7 @@ def align(
         report: called after each pass, of all sequences that are taken together at one k.
 
     Returns:
-        Dims hops (k), layer, head, hop (j). Means over sequences of `score` (with `low`, `high`, 95% by bootstrap over sequences)
+        Dims hops (k), layer, head, hop (j). Means over sequences of `score` (with `low`, `high`, 95% by bootstrap over them)
         and `score_valid`, whose norms run over the rows where find^j is not null, so that a perfect head scores 1;
         `previous_token`, `task_token` (the first position) and `self_token` [hops, layer, head], cosines likewise;
         `uniform`, `uniform_valid` [hop], the scores of a head that attends evenly, as a control; `best_hop` [hops, layer,

@@ -37,7 +37,7 @@ def test_published_table_with_dropout(name, request, task, published):
 
 
 class Rigged:
-    """A plain function from tokens to logits that answers rightly except on the first `wrong` scored positions of each sequence."""
+    """A plain function from tokens to logits that answers rightly, but for the first `wrong` scored positions."""
 
     def __init__(self, task, wrong):
         self.task, self.wrong = task, wrong
