@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hopinterp.cli.shared import Device, Json, Model, Seed, app, hop_range, open_model, print_json, show, working
+
+if TYPE_CHECKING:
+    from hopinterp.judgement.records import Survey, Verdict
 
 
 @app.command()
@@ -23,23 +26,21 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """The verdict: does the model double its hops, go one by one, or do something else?"""
-    from hopinterp.judgement.records import Survey, Verdict
-    from hopinterp.judgement.verdict import verify as run_verify
-    from hopinterp.judgement.verdict import verify_all
+    from hopinterp.judgement import verdict
     from hopinterp.views import report as reports
     from hopinterp.views import statements
 
     subject, task = open_model(model, device)
     ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [_theorem(model)]
-    task.check_hops(*(ks or []))
+    task.hop_counts(ks)
     if report is not None:
         reports.check_writable(report)
+    found: Verdict | Survey
     with working("gathering evidence") as said:
-        found: Verdict | Survey
         if ks is not None and len(ks) == 1:
-            found = run_verify(subject, task, ks[0], sequences=sequences, seed=seed, report=said)
+            found = verdict.verify(subject, task, ks[0], sequences=sequences, seed=seed, report=said)
         else:
-            found = verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
+            found = verdict.verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
         if report is not None:
             reports.write_report(report, found, subject.name, subject, task)
     if as_json:

@@ -128,14 +128,14 @@ def working(what: str) -> Iterator[Report]:
     console = Console(stderr=True)
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task(what, total=None)
-        last = what
+        last: tuple[int, int | None] = (0, None)
 
         def report(now: Progress) -> None:
             nonlocal last
-            if now.what != last:  # other work, whose speed is its own
+            if now.total != last[1] or now.done < last[0]:  # other work, whose speed is its own
                 bar.reset(shown, total=now.total)
-                last = now.what
-            bar.update(shown, description=progress_text(now), completed=now.done, total=now.total)
+            last = (now.done, now.total)
+            bar.update(shown, description=progress_text(now), completed=now.done)
 
         yield report
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -76,7 +76,6 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _option(setting: Field[Any], kind: Any) -> inspect.Parameter:
-    kind = str if get_origin(kind) is Literal else kind
     plain = _text(setting.default)
     others = {name: _text(preset.settings.get(setting.name, setting.default)) for name, preset in PRESETS.items()}
     differing = "".join(f"; {name} {text}" for name, text in others.items() if text != plain)

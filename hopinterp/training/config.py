@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hopinterp.errors import HopInterpError
 
@@ -30,7 +30,7 @@ _ABOVE_0 = _Range("above 0", lambda value: 0 < value < float("inf"))
 _FINITE = _Range("0 or more", lambda value: 0 <= value < float("inf"))
 _SHARE = _Range("at least 0 and under 1", lambda value: 0 <= value < 1)
 _BETWEEN = _Range("between 0 and 1", lambda value: 0 < value < 1)
-_RISING = _Range("two rising shares of the run", lambda value: len(value) == 2 and 0 <= value[0] <= value[1] < 1)
+_RISING = _Range("two rising shares of the run", lambda value: 0 <= value[0] <= value[1] < 1)
 _OPTIMIZER = _Range("muon or adamw", lambda value: value in ("muon", "adamw"))
 _SEED = _Range("between 0 and 2^32 − 1", lambda value: 0 <= value < 2**32)
 
@@ -54,13 +54,13 @@ class TrainConfig:
     d_model: int = _setting(128, "Width of the residual stream.")
     heads: int = _setting(4, "Attention heads a block.")
     act_fn: str = _setting("gelu", "The MLPs' activation: gelu (erf), gelu_new or relu.")
-    unembed: Literal["learned", "identity"] = _setting("learned", "Unembedding: learned, or identity as in the paper.")
+    unembed: str = _setting("learned", "Unembedding: learned, or identity as in the paper.")
     letters: int = _setting(98, "Letters in a sequence.")
     alphabet: int = _setting(4, "Size of the alphabet.")
     max_hops: int = _setting(16, "The largest k.")
     steps: int = _setting(7000, "Gradient steps.", _ONE_OR_MORE)
     batch: int = _setting(64, "Sequences a step.", _ONE_OR_MORE)
-    optimizer: Literal["muon", "adamw"] = _setting(
+    optimizer: str = _setting(
         "muon", "muon (the blocks' matrices; AdamW at the same rate on the rest) or adamw on everything.", _OPTIMIZER
     )
     lr: float = _setting(2e-3, "Peak learning rate.", _ABOVE_0)
@@ -135,6 +135,12 @@ class TrainConfig:
         if given.get("samples"):
             given = {"curriculum": False, "short_until": (0.0, 0.0)} | given
         return replace(cls(**PRESETS[name].settings), **given)
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> TrainConfig:
+        """From what `to_dict` gave, as JSON brings it back."""
+        values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
+        return cls(**values)
 
     def command(self) -> str:
         """The command line that trains this model again."""

@@ -119,7 +119,7 @@ def _go_on(run: Run, directory: Path | None, report: Report | None) -> FusedTran
             run.seconds = before + elapsed
             if report is not None:
                 largest = run.curriculum.largest
-                details = {"loss": loss, "largest_hops": largest, "error": float(run.curriculum.errors[largest])}
+                details = {"loss": loss, "largest_hops": float(largest), "error": float(run.curriculum.errors[largest])}
                 speed = (run.tokens - first_tokens) / elapsed
                 report(Progress("training", run.step, config.steps, details | {"tokens_per_second": speed}))
             _keep_records(run, directory, log, loss)

@@ -24,8 +24,8 @@ CONFIG, METRICS, CHECKPOINT, MODEL, SERIES = "config.json", "metrics.jsonl", "ch
 def read_config(directory: Path) -> TrainConfig:
     """The plan of a run. Raises HopInterpError where there is none."""
     try:
-        return TrainConfig(**json.loads((directory / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        return TrainConfig.from_dict(json.loads((directory / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise HopInterpError(f"{directory} is no training run: cannot read {CONFIG} ({error})") from None
 
 

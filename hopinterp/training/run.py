@@ -153,14 +153,14 @@ def _model(spec: ModelSpec, matrices: Mapping[str, Tensor]) -> FusedTransformer:
     return FusedTransformer(spec, {name: _as_parameter(name, matrix, spec) for name, matrix in matrices.items()})
 
 
-def _as_matrix(name: str, parameter: Tensor) -> Float[Tensor, "..."]:
+def _as_matrix(name: str, parameter: Tensor) -> Tensor:
     """A parameter as one matrix: heads side by side. Others stay as they are."""
     if name.endswith((".W_Q", ".W_K", ".W_V")):
         return parameter.transpose(0, 1).flatten(1)
     return parameter.flatten(0, 1) if name.endswith(".W_O") else parameter
 
 
-def _as_parameter(name: str, matrix: Tensor, spec: ModelSpec) -> Float[Tensor, "..."]:
+def _as_parameter(name: str, matrix: Tensor, spec: ModelSpec) -> Tensor:
     """The inverse of `_as_matrix`, on the same memory."""
     if name.endswith((".W_Q", ".W_K", ".W_V")):
         return matrix.view(spec.d_model, spec.n_heads, -1).transpose(0, 1)

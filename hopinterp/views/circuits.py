@@ -159,13 +159,13 @@ def _looks(example: Example) -> dict[str, Any]:
     return {"tokens": list(example.labels), "maskUpperTri": False} | scale
 
 
-def triangle(values: Float[Tensor, "query key"]) -> list[list[float]]:
+def triangle(values: Float[Tensor, "query key"]) -> list[list[float | int]]:
     """Rows up to the diagonal, to three digits: what is above it is never attended to, and need not be drawn."""
     rows: Sequence[Sequence[float]] = values.double().tolist()
     return [[_short(value) for value in row[: i + 1]] for i, row in enumerate(rows)]
 
 
-def _short(value: float) -> float:
+def _short(value: float) -> float | int:
     rounded = round(value, _DIGITS)
     return int(rounded) if rounded == int(rounded) else rounded
 

@@ -26,16 +26,16 @@ def error_curve(found: xr.Dataset, title: str = "") -> Figure:
         found: what `evaluate` returned.
     """
     shown = found.sel(hops=found.hops > 0)
-    ks, ink = shown.hops.values, INKS[0]
-    if not len(ks):
+    ks, ink = shown.hops.values.tolist(), INKS[0]
+    if not ks:
         raise HopInterpError("there is nothing to draw on a log axis: no k above 0 was measured")
     with style():
         figure = Figure(figsize=(5, 3))
         axes = figure.subplots()
         axes.fill_between(ks, 100 * shown.low, 100 * shown.high, color=ink, alpha=0.25, lw=0, label="95% interval")
         axes.plot(ks, 100 * shown.error, "o-", color=ink, ms=3.5, label="error")
-        solved_line(axes, ks.max(), "right")
-        log2_ticks(axes, ks.min(), ks.max())
+        solved_line(axes, max(ks), "right")
+        log2_ticks(axes, min(ks), max(ks))
         axes.set(xlabel="hops k", ylabel="error on answered positions (%)", title=title)
         axes.set_ylim(bottom=-0.02 * max(2.0, 100 * float(shown.high.max())))
         axes.legend(loc="upper left")

@@ -11,7 +11,7 @@ from hopinterp.progress import Progress
 
 
 def test_figures_are_short():
-    now = Progress("training", 3, 9, {"loss": 1.23456, "largest_hops": 4, "error": 0.0123, "tokens_per_second": 51234.5})
+    now = Progress("training", 3, 9, {"loss": 1.23456, "largest_hops": 4.0, "error": 0.0123, "tokens_per_second": 51234.5})
     assert progress_text(now) == "training  loss 1.23  largest hops 4  error 0.0123  tokens per second 51,234"
     assert progress_text(Progress("probes", 0, 5)) == "probes"
 

@@ -50,7 +50,6 @@ def test_the_command_names_what_differs():
         ({"beta2": 1.0}, "beta2 is 1.0"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'; it must be muon or adamw"),
         ({"short_until": (0.5, 0.2)}, "two rising shares"),
-        ({"short_until": (0.5,)}, "two rising shares"),
         ({"seed": -1}, "seed is -1; it must be between 0 and 2\\^32"),
         ({"samples": 10}, "samples is 10; a batch alone has 64"),
         ({"samples": 100, "curriculum": True}, "needs no curriculum"),

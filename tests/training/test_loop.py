@@ -49,7 +49,7 @@ def test_a_run_directory(uninterrupted):
     assert card.task == TINY.task
     assert set(card.errors["errors"]) == set(card.errors["high"]) == {"1", "2", "3"}
     assert card.errors["settings"]["sequences"] == 400
-    assert TrainConfig(**card.made["settings"] | {"checkpoint_every": 5, "log_every": 4, "eval_every": 0}) == TINY
+    assert TrainConfig.from_dict(card.made["settings"] | {"checkpoint_every": 5, "log_every": 4, "eval_every": 0}) == TINY
 
 
 def test_progress_reaches_its_end_and_says_how_it_goes():
