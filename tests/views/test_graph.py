@@ -75,13 +75,12 @@ def test_a_hypothesis_with_a_program_has_a_panel(small_model, small_task):
     attention = hi.align(small_model, small_task, [2], sequences=5)
     drawn = {"step": lambda r: r + 1, "looks": lambda r: (max(1, r),), "ink": "#123456"}
     with registered(Hypothesis("slow", "…", **drawn, program=sequential)), registered(Hypothesis("vague", "…", **drawn)):
-        titles = [
-            axes.title if not (t := axes._left_title).get_text() else t for axes in graph.circuit_graph(attention, 2).axes
-        ]
+        panels = graph.circuit_graph(attention, 2).axes[1:]
         with pytest.raises(HopInterpError, match="no circuit was written for the hypothesis 'vague'"):
             Circuit.expected("vague", 2, 3)
-    assert [title.get_text().split(" (")[0] for title in titles][1:] == ["lookup", "successor", "sequential", "slow"]
-    assert titles[-1].get_color() == "#123456"
+    names = [axes.get_title("left").split(" (")[0] for axes in panels]
+    assert names == ["lookup", "successor", "sequential", "slow"]
+    assert {text.get_color() for text in panels[-1].texts if text.get_text().startswith("R =")} == {"#123456"}
 
 
 def test_what_a_single_head_stands_for_is_in_its_box(small_model, small_task):
