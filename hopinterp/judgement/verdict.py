@@ -15,6 +15,7 @@ from hopinterp.evidence.reading.behaviour import capacity
 from hopinterp.judgement.readings import Block, read_blocks, read_controls, rows
 from hopinterp.judgement.records import Agreement, Capacity, Growth, Survey, Verdict
 from hopinterp.judgement.rules import Decision, decide
+from hopinterp.models.hooks import SITES
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
 from hopinterp.task import HopTask
@@ -43,8 +44,7 @@ def verify(
         HopInterpError: k out of range, 0 included; |Σ| = 2, where sequences alternate and every hop can be guessed; a model
             of which only the answers can be had; or a `behaviour` without this k.
     """
-    subject = Subject.of(model, task)
-    k = _checked(task, hops)[0]
+    subject, k = _opened(model, task), _checked(task, task.hop_count(hops))[0]
     gathered = {} if behaviour is None else {"behaviour": behaviour}
     return _verify(subject, task, k, sequences, seed, gathered, report or _silent)
 
@@ -63,7 +63,7 @@ def verify_all(
     Raises:
         HopInterpError: as `verify`, before any work; or no k at which anything could be measured.
     """
-    subject = Subject.of(model, task)
+    subject = _opened(model, task)
     ks = _checked(task, range(1, task.max_hops + 1) if hops is None else hops)
     said = report or _silent
     at_each = sum(not kind.every_k for kind in KINDS.values())
@@ -104,6 +104,17 @@ def _verify(
     verdict = judge(found, hops, {"sequences": sequences, "seed": seed})
     report(Progress("verdict", len(left), len(left)))
     return verdict
+
+
+def _opened(model: ModelLike, task: HopTask) -> Subject:
+    """The subject, once it is known that its insides can be read: before the work, not in the midst of it."""
+    subject = Subject.of(model, task)
+    tokens = task.sample(1, hops=0, seed=0, device=subject.device).tokens
+    try:
+        subject.run_with_cache(tokens, [SITES[name].at(0) for name in ("resid_post", "pattern")])
+    except HopInterpError as error:
+        raise HopInterpError(f"verify needs activations that it can read and replace: {error}") from None
+    return subject
 
 
 def _checked(task: HopTask, hops: int | Iterable[int]) -> list[int]:

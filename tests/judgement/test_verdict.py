@@ -12,6 +12,7 @@ from hopinterp import HopInterpError
 from hopinterp.judgement.records import Capacity, Verdict
 from hopinterp.judgement.verdict import judge
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.subject import Subject
 from hopinterp.theory.compiler import compile_program
 from hopinterp.theory.construction import Construction
 from hopinterp.theory.program import EMBEDDED, PREVIOUS_LETTER, After, At, Field, Head, Move, Program
@@ -197,6 +198,22 @@ def test_progress_of_one_k_reaches_its_end(small_model, small_task):
     hi.verify(small_model, small_task, 2, sequences=4, report=heard.append)
     words = ["behaviour", "transplants", "probes", "light cone", "attention", "verdict"]
     assert [(now.what, now.done, now.total) for now in heard] == [(word, n, 5) for n, word in enumerate(words)]
+
+
+class OnlyAnswers(Subject):
+    """As a plain function from tokens to logits is seen."""
+
+    def run_with_cache(self, *asked):
+        raise HopInterpError(f"this model gives answers alone, not {asked[-1][0]}")
+
+
+def test_a_model_of_which_only_the_answers_can_be_had_is_named_before_any_work(small_model, small_task):
+    seen, heard = Subject.of(small_model), []
+    bare = OnlyAnswers(seen.model, seen.sizes, seen.weights)
+    for judged in (hi.verify, hi.verify_all):
+        with pytest.raises(HopInterpError, match="verify needs activations that it can read and replace: this model gives"):
+            judged(bare, small_task, 2, report=heard.append)
+    assert heard == []
 
 
 # -- the authors' checkpoints --------------------------------------------------------------------------------------------
