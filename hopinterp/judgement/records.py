@@ -115,6 +115,9 @@ class Verdict:
         capacity: how far the model gets, and how far its insides let it.
         settings: bars, seeds and numbers of sequences.
         evidence: the datasets, by kind.
+
+    Raises:
+        HopInterpError: `verdict` or `form` names a hypothesis that there is not.
     """
 
     model: str
@@ -135,6 +138,12 @@ class Verdict:
     capacity: Capacity
     settings: Mapping[str, Any]
     evidence: Mapping[str, xr.Dataset] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.verdict not in ("mixed", "undetermined"):
+            named(self.verdict)
+        if self.form is not None:
+            named(self.form)
 
     @property
     def rows(self) -> list[Row]:
@@ -283,7 +292,8 @@ class Survey:
         model: its name.
         verdicts: by k.
         unmeasured: k → why no verdict could be had (too few positions count, say).
-        capacity: as in Verdict, with R the largest over the k at which the model does not fail (over all, where it fails at each).
+        capacity: as in Verdict, with R the largest over the k at which the model does not fail; over all, if it fails at
+            each.
     """
 
     model: str

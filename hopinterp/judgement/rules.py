@@ -1,9 +1,9 @@
 """Which hypothesis the readings of all blocks allow.
 
-*Behaviour* comes first. A model *solves* k where the upper 95% end of err_k is at most 1%, here as everywhere; it fails at k,
-verdict "none", where the lower end is above 5%. About the mechanism of one that surely does not fail (the upper end is at most
-5%) a claim can be made, solved or not: which of the two is said in the first reason. Where the interval has 5% inside, the
-verdict is "undetermined".
+*Behaviour* comes first. A model *solves* k where the upper 95% end of err_k is at most 1%, here as everywhere; it fails at
+k, verdict "none", where the lower end is above 5%. Of one that surely does not fail (the upper end is at most 5%) the
+mechanism can be judged, whether it solves k or not: which of the two, the first reason says. Where 5% lies inside the
+interval, the verdict is "undetermined".
 
 Then, block by block: *transplants* say what a block's output stands for downstream: where they single out one r, the
 hypothesis must say r. *Probes* say what can be read: hop r must not be surely absent. The *light cone* says what is still

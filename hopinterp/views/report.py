@@ -86,8 +86,8 @@ def report(
         found: what `verify` or `verify_all` returned. Of a survey, every k has a section that opens.
         name: of the model, for the title; by default the verdict's own.
         model, task: to show what the heads attend to in one sequence, drawn from the verdict's seed: a reader chooses block,
-            head and find^j. Of a survey, at the largest k at which it does not fail. Without a model the page has no script of
-            CircuitsVis.
+            head and find^j. Of a survey, at the largest k at which it does not fail. Without a model the page has no script
+            of CircuitsVis.
     """
     many = isinstance(found, Survey)
     verdicts = list(found.verdicts.values()) if isinstance(found, Survey) else [found]
@@ -99,7 +99,8 @@ def report(
         "parts": [_part(verdict, sharp=not many) for verdict in verdicts],
         "many": many,
         "capacity": str(found.capacity),
-        "notes": [*(kind.explains for kind in KINDS.values() if kind.explains), growth_in_theory()],
+        "notes": [kind.explains for kind in KINDS.values() if kind.explains],
+        "growth": growth_in_theory(),
         "errors": _picture(error_plate(behaviour, name), sharp=True),
         "error_rows": [(int(k), _percent(behaviour.sel(hops=k))) for k in behaviour.hops.values],
         "versions": [(package, metadata.version(package)) for package in _PACKAGES],
