@@ -169,38 +169,13 @@ class Preset(NamedTuple):
     settings: dict[str, Any]
 
 
+_PLAIN: dict[str, Any] = {"short_until": (0.0, 0.0), "bf16": False}
+_QUICK = {"layers": 3, "d_model": 64, "letters": 30, "max_hops": 3, "steps": 1500, "batch": 32}
+_PAPER = {"act_fn": "gelu_new", "unembed": "identity", "steps": 100_000, "batch": 32, "optimizer": "adamw", "lr": 1e-4}
+_PAPER |= {"warmup": 1000, "decay": 0.99, "beta2": 0.999, "clip": 0.0, "dropout": 0.1, "curriculum": False}
+
 PRESETS = {
     "full": Preset("our recipe", {}),
-    "quick": Preset(
-        "a tiny model in a minute",
-        {
-            "layers": 3,
-            "d_model": 64,
-            "letters": 30,
-            "max_hops": 3,
-            "steps": 1500,
-            "batch": 32,
-            "short_until": (0.0, 0.0),
-            "bf16": False,
-        },
-    ),
-    "paper": Preset(
-        "as published: GPT-2's architecture, every k from the start",
-        {
-            "act_fn": "gelu_new",
-            "unembed": "identity",
-            "steps": 100_000,
-            "batch": 32,
-            "optimizer": "adamw",
-            "lr": 1e-4,
-            "warmup": 1000,
-            "decay": 0.99,
-            "beta2": 0.999,
-            "clip": 0.0,
-            "dropout": 0.1,
-            "curriculum": False,
-            "short_until": (0.0, 0.0),
-            "bf16": False,
-        },
-    ),
+    "quick": Preset("a tiny model in a minute", _QUICK | _PLAIN),
+    "paper": Preset("as published: GPT-2's architecture, every k from the start", _PAPER | _PLAIN),
 }

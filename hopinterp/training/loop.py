@@ -55,7 +55,7 @@ def train(
         directory: a new run directory: config.json, metrics.jsonl, checkpoint.pt, series/ (with keep_every) and, at the
             end, model/, whose card has the errors on 400 fresh sequences a k. Every eval_every steps some go to the metrics.
         report: called after every step, with its `loss`, the largest k asked for (`largest_hops`), the running `error`
-            there, and `tokens_per_second`.
+            there, and `tokens_per_second`; then after each k that is measured.
 
     Raises:
         HopInterpError: the directory exists or cannot be written, or the run diverges.
@@ -129,7 +129,7 @@ def _go_on(run: Run, directory: Path | None, report: Report | None) -> FusedTran
                 raise KeyboardInterrupt
     model = _detached(run)
     if directory is not None:
-        errors = error_table(evaluate(model, config.task, sequences=_FINAL_SEQUENCES))
+        errors = error_table(evaluate(model, config.task, sequences=_FINAL_SEQUENCES, report=report))
         store.save(directory / MODEL, model, config.task, _made(run), errors, overwrite=True)
         save_checkpoint(run, directory)
     return model

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
-from hopinterp.models.fused import pattern
+from hopinterp.models.hooks import SITES
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.task import Batch
 from hopinterp.views.style import INKS
@@ -76,7 +76,7 @@ def read_example(model: ModelLike, batch: Batch, index: int = 0, layers: int | I
     wanted = tuple(subject.layers(layers))
     if not 0 <= index < len(batch):
         raise HopInterpError(f"index is {index}; this batch has sequences 0 to {len(batch) - 1}")
-    names = [pattern(layer) for layer in wanted]
+    names = [SITES["pattern"].at(layer) for layer in wanted]
     _, cache = subject.run_with_cache(batch.tokens[index : index + 1].to(subject.device), names)
     patterns = torch.stack([cache[name][0].float().cpu() for name in names])
     labels = token_labels(batch, index)

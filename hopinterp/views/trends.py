@@ -129,7 +129,7 @@ def _learned_hops(found: xr.Dataset, title: str) -> Figure:
             axes.set(xlabel="training step", title=f"block {layer}", ylim=(-0.02, 1.05))
         panels[0].set_ylabel("held-out accuracy (●: held)")
         figure.suptitle(title or f"hops that can be read off each block during training, k = {k}", fontsize=10)
-        _hop_bar(figure, panels, colours, norm, "hop j")
+        _hop_bar(figure, panels.tolist(), colours, norm, "hop j")
         return figure
 
 
@@ -140,7 +140,7 @@ def _steps(last: int) -> tuple[mpl.colors.Colormap, BoundaryNorm]:
 
 
 def _hop_bar(figure: Figure, panels: Sequence[Axes], colours: mpl.colors.Colormap, norm: BoundaryNorm, label: str) -> None:
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), label=label, shrink=0.9)
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, label=label, shrink=0.9)
     last = colours.N - 1
     bar.set_ticks(range(0, last + 1, max(1, last // 4)))
     bar.minorticks_off()
