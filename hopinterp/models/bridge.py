@@ -65,6 +65,13 @@ def parameters_of(model: Any) -> dict[str, Tensor]:
     return found
 
 
+def is_bridge(model: object) -> bool:
+    """Whether something is a TransformerBridge (asked by name: TransformerLens takes seconds to import)."""
+    return any(
+        c.__module__.startswith("transformer_lens.") and c.__name__ == "TransformerBridge" for c in type(model).__mro__
+    )
+
+
 def reads_only(model: Any, name: str) -> bool:
     """Whether a bridge shows an activation but computes on without it: attention that it wraps whole, as a native
     bridge's before TransformerLens 4, gives its pattern out after use."""

@@ -135,11 +135,11 @@ class ModelSpec:
     @classmethod
     def from_model(cls, model: HookedTransformer) -> ModelSpec:
         """The spec of a HookedTransformer. Raises HopInterpError as `from_config` does."""
-        return cls.from_config(model.cfg, model.unembed.W_U)
+        return cls.from_config(model.cfg, model.unembed.W_U, model.cfg.normalization_type)
 
     @classmethod
-    def from_config(cls, config: Any, unembedding: Tensor) -> ModelSpec:
-        """The spec of a TransformerLens configuration and the model's W_U.
+    def from_config(cls, config: Any, unembedding: Tensor, normalization: str | None) -> ModelSpec:
+        """The spec of a TransformerLens configuration, the model's W_U and its kind of layer norm.
 
         Raises:
             HopInterpError: the config has a feature that a ModelSpec does not carry (rotary positions, RMS norm, …).
@@ -161,7 +161,7 @@ class ModelSpec:
             n_ctx=config.n_ctx,
             d_vocab=config.d_vocab,
             act_fn=config.act_fn or "gelu",
-            normalization_type=config.normalization_type,
+            normalization_type=normalization,  # type: ignore[arg-type]  # checked there
             attn_only=config.attn_only,
             use_attn_scale=_scales(config),
             unembed="identity" if identity else "learned",
@@ -300,3 +300,26 @@ def check_fits(sizes: Any, task: HopTask) -> None:
         raise HopInterpError(f"the task needs {task.d_vocab} tokens; the model has {tokens}")
     if sizes.n_ctx < task.n_positions:
         raise HopInterpError(f"the task needs {task.n_positions} positions; the model has {sizes.n_ctx}")
+
+
+def processing(weights: Mapping[str, Tensor], normalization: str | None) -> str:
+    """What was folded into weights or centred before we saw them, as far as they show it.
+
+    Activations mean different things before and after such processing, so every intervention's result carries this line.
+    """
+    norms = {None: "no layer norm", "LN": "layer norm with its weights", "LNPre": "layer norm weights folded in"}
+    writing = [weight for name, weight in weights.items() if name.endswith(("W_E", "W_O", "W_out"))]
+    biases = [weight for name, weight in weights.items() if name.endswith("b_V")]
+    return "; ".join(
+        (
+            norms.get(normalization, f"normalization {normalization}"),
+            "W_U " + ("centred" if _centred(weights["unembed.W_U"]) else "not centred"),
+            "writing weights " + ("centred" if all(map(_centred, writing)) else "not centred"),
+            "b_V " + ("not zero" if any(bias.any() for bias in biases) else "zero (folded into b_O, or none)"),
+        )
+    )
+
+
+def _centred(weight: Tensor) -> bool:
+    """Whether rows have mean 0, as TransformerLens's `center_unembed` and `center_writing_weights` leave them."""
+    return bool(weight.detach().mean(-1).abs().max() <= 1e-5 * weight.detach().abs().max())
