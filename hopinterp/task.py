@@ -180,9 +180,11 @@ class HopTask:
             HopInterpError: anything else.
         """
         try:
-            k = -1 if isinstance(hops, bool) else operator.index(hops)  # type: ignore[arg-type]
+            k = operator.index(hops)  # type: ignore[arg-type]
         except TypeError:
-            raise HopInterpError(f"hops is {hops!r}; it is one whole number from 0 to {self.max_hops}") from None
+            k = -1
+        if isinstance(hops, bool) or (k < 0 and not isinstance(hops, int)):
+            raise HopInterpError(f"hops is {hops!r}; it is one whole number from 0 to {self.max_hops}")
         self.check_hops(k)
         return k
 
@@ -194,7 +196,8 @@ class HopTask:
         """
         if hops is None:
             return list(range(self.max_hops + 1))
-        given = hops if isinstance(hops, Iterable) and not isinstance(hops, str) else [hops]
+        several = isinstance(hops, Iterable) and not isinstance(hops, str) and getattr(hops, "ndim", 1) > 0
+        given: Iterable[object] = hops if several else [hops]  # type: ignore[assignment]
         ks = [self.hop_count(k) for k in given]
         if not ks:
             raise HopInterpError("no values of k were given")
@@ -262,6 +265,22 @@ class Batch:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __getitem__(self, index: int | slice | list[int] | Tensor) -> Batch:
+        """Some of the sequences, as tensors are indexed; one number gives a batch of one."""
+        rows = slice(index, index + 1 or None) if isinstance(index, int) else index
+        if isinstance(index, int) and not -len(self) <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        return Batch(self.task, self.tokens[rows], self.labels[rows], self.find1[rows])
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same sequences on another device."""
+        return Batch(self.task, self.tokens.to(device), self.labels.to(device), self.find1.to(device))
+
+    @property
+    def letters(self) -> Int[Tensor, "batch n"]:
+        """Letter numbers 0 … |Σ|−1 of X_1 … X_n."""
+        return self.tokens[:, 1:] - self.task.first_letter
+
     @property
     def hops(self) -> Int[Tensor, " batch"]:
         """k of each sequence."""
@@ -291,7 +310,7 @@ class Batch:
 
     def with_hops(self, hops: int) -> Batch:
         """The same sequences asked for another k."""
-        return self.task.from_letters(self.tokens[:, 1:] - self.task.first_letter, hops)
+        return self.task.from_letters(self.letters, hops)
 
 
 def find_one(letters: Int[Tensor, "batch n"]) -> Int[Tensor, "batch position"]:

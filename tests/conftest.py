@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,8 @@ from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.spec import ModelSpec
 from hopinterp.task import HopTask
 
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("repeatable")  # the same examples on every machine, however slow
 torch.set_num_threads(1)  # the models are small: more threads help little, and hurt on a busy machine
 
 

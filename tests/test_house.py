@@ -14,7 +14,7 @@ HOUSE = {
     "errors": (),
     "progress": (),
     "task": (),
-    "models": ("spec", "blocks", "fused", "hooks", "gpt2", "store", "subject"),
+    "models": ("blocks", "spec", "fused", "hooks", "gpt2", "store", "subject"),
     "engine": ("cached_run", "suffix", "sweeps", "per_position"),
     "theory": ("program", "compiler", "causal", "construction", "predictions", "hypotheses", "mpc", "doubling", "margins"),
     "training": ("config", "curriculum", "record", "loop"),

@@ -2,8 +2,11 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hopinterp import HopInterpError, HopTask
 
@@ -144,3 +147,50 @@ def test_work_grows_with_the_batch_not_with_python():
 
     calls(1)
     assert calls(2) == calls(200)
+
+
+@given(letters=st.lists(st.integers(0, 3), min_size=1, max_size=30), hops=st.integers(0, 16))
+def test_find_is_its_definition_on_any_sequence(letters, hops):
+    """find¹(i) = max({0} ∪ {j ≤ i : X_{j−1} = X_i}), composed, repeated neighbours included."""
+    batch = HopTask(30).from_letters([letters], hops)
+    word = [None, *letters]  # positions count from 1
+    find1 = [0] + [max((j for j in range(2, i + 1) if word[j - 1] == word[i]), default=0) for i in range(1, len(word))]
+    for i in range(1, len(word)):
+        j = i
+        for _ in range(hops):
+            j = find1[j]
+        assert int(batch.find[0, hops, i]) == j
+        assert int(batch.labels[0, i]) == (word[j] + HopTask().first_letter if j else HopTask().null)
+
+
+@given(seed=st.integers(0, 2**32 - 1), batch_size=st.integers(1, 5))
+def test_training_sequences_have_no_repeated_neighbours_and_chains_that_fall(seed, batch_size):
+    batch = HopTask(20).sample(batch_size, seed=seed)
+    assert (batch.letters[:, 1:] != batch.letters[:, :-1]).all()
+    assert ((batch.find[:, 1:] < batch.find[:, :-1]) | (batch.find[:, 1:] == 0)).all()
+
+
+def test_batches_are_indexed_moved_and_read_as_letters():
+    batch = HopTask(10).sample(6, seed=0)
+    assert torch.equal(batch.letters, batch.tokens[:, 1:] - batch.task.first_letter)
+    chosen = torch.tensor([True, False, True, False, False, False])
+    for index, rows in ((2, [2]), (-1, [5]), (slice(1, 3), [1, 2]), ([4, 0], [4, 0]), (chosen, [0, 2])):
+        some = batch[index]
+        assert torch.equal(some.tokens, batch.tokens[rows])
+        assert torch.equal(some.labels, batch.labels[rows])
+        assert torch.equal(some.find, batch.find[rows])
+    with pytest.raises(IndexError):
+        batch[6]
+    assert batch.to("meta").tokens.device.type == "meta"
+
+
+def test_hop_counts_of_any_kind():
+    task = HopTask(max_hops=4)
+    assert task.hop_count(np.int64(3)) == task.hop_count(torch.tensor(3)) == 3
+    assert task.hop_counts() == [0, 1, 2, 3, 4]
+    assert task.hop_counts(np.arange(1, 3)) == task.hop_counts(x for x in (1, 2)) == [1, 2]
+    for bad, words in ((True, "True"), (1.0, "1.0"), ("2", "'2'"), (None, "None"), ([2], "one whole number"), (5, "0 to 4")):
+        with pytest.raises(HopInterpError, match=words.replace("[", "\\[")):
+            task.hop_count(bad)
+    with pytest.raises(HopInterpError, match="no values"):
+        task.hop_counts([])

@@ -1,92 +1,132 @@
-"""The ground floor of a sweep: one sequence's run, kept whole, from blocks laid out for many calls."""
+"""A forward pass of which everything is kept, and what sweeps over patches of one sequence derive from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.spec import ModelSpec
+from hopinterp.models import blocks
+from hopinterp.models.blocks import Linear, Rows
+from hopinterp.models.fused import FusedTransformer, Logits
 
-Rows = Float[Tensor, "*batch d_model"]
-Heads = Float[Tensor, "*batch head d_head"]
-Linear = tuple[Tensor, Tensor]
+RowHeads = Float[Tensor, "*row head d_head"]
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
-    """One block, its linear maps laid out for many calls, each as `torch.nn.functional.linear` takes it.
+class Run:
+    """A forward pass of which every block's streams and heads are kept.
 
     Attributes:
-        norm: gain and bias of the first layer norm.
+        resid: [batch, position, d_model]: resid_pre of each block; then the last block's resid_post.
+        mid: likewise, resid_mid of each block.
+        qkv: [3, batch, head, position, d_head], of each block.
+        z: [batch, head, position, d_head], of each block.
+    """
+
+    model: FusedTransformer
+    resid: list[Tensor] = field(default_factory=list)
+    mid: list[Tensor] = field(default_factory=list)
+    qkv: list[Tensor] = field(default_factory=list)
+    z: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: FusedTransformer, tokens: Int[Tensor, "batch position"]) -> Run:
+        """Run the model on tokens and keep what other runs may need of it."""
+        run = cls(model, [model.embed(tokens)])
+        for layer in range(model.spec.n_layers):
+            run.qkv.append(model.qkv(model.norm(run.resid[layer], f"blocks.{layer}.ln1"), layer))
+            q, k, v = run.qkv[layer]
+            run.z.append(blocks.attend(q, k, v, model.scale))
+            run.mid.append(run.resid[layer] + run.attn_out(layer))
+            run.resid.append(run.mid[layer] + run.mlp_out(layer))
+        return run
+
+    def attn_out(self, layer: int) -> Float[Tensor, "batch position d_model"]:
+        """What a block's heads write together."""
+        return self.model.attn_out(self.z[layer], layer)
+
+    def mlp_out(self, layer: int) -> Float[Tensor, "batch position d_model"]:
+        """What a block's MLP writes."""
+        return mlp_out(self.model, layer, self.mid[layer])
+
+    @property
+    def logits(self) -> Logits:
+        """What the run answers."""
+        return self.model.unembed(self.resid[-1])
+
+
+def mlp_out(model: FusedTransformer, layer: int, mid: Rows) -> Rows:
+    """What a block's MLP writes, from rows of resid_mid; zero where the model has none."""
+    if model.spec.attn_only:
+        return torch.zeros_like(mid)
+    return model.mlp(model.norm(mid, f"blocks.{layer}.ln2"), layer)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """One block's linear maps, laid out for many calls and for sums of few vectors that many rows share.
+
+    Attributes:
         qkv: to queries, keys and values of all heads; queries come scaled as the scores are to be.
-        out: from what the heads gather to the residual stream.
-        read, write: into the MLP and out of it. The second layer norm's gain, bias and centring are part of `read`.
+        read: into the MLP, with the gain, bias and centring of the layer norm before it; None where there is no MLP.
         fan: [d_model, d_model + d_mlp], from a direction of the residual stream to itself and to what it adds to the MLP's
             preactivations, but for the layer norm's division (see `resid_post`).
         head_fan: [head, d_head, d_model + d_mlp], likewise from what a head gathers.
     """
 
-    spec: ModelSpec
-    norm: tuple[Tensor | None, Tensor | None]
+    model: FusedTransformer
+    layer: int
     qkv: Linear
-    out: Linear
     read: Linear | None
-    write: Linear | None
     fan: Float[Tensor, "d_model fan"]
     head_fan: Float[Tensor, "head d_head fan"]
 
     @classmethod
-    def of(cls, model: FusedTransformer, layer: int) -> Block:
+    def of(cls, model: FusedTransformer, layer: int) -> Layout:
         """Lay out one block of a model."""
-        spec, prefix = model.spec, f"blocks.{layer}."
-        w = {name.removeprefix(prefix): p for name, p in model.parameters.items() if name.startswith(prefix)}
-        assert spec.d_head is not None
-        scales = {"Q": spec.d_head**-0.5 if spec.use_attn_scale else 1.0, "K": 1.0, "V": 1.0}
-        weight = torch.cat([w[f"attn.W_{name}"] * scale for name, scale in scales.items()])
-        bias = torch.cat([w[f"attn.b_{name}"] * scale for name, scale in scales.items()])
-        qkv = weight.transpose(1, 2).flatten(0, 1).contiguous(), bias.flatten()
-        out = w["attn.W_O"].flatten(0, 1).T, w["attn.b_O"]
-        fan, read, write = torch.eye(spec.d_model, dtype=weight.dtype, device=weight.device), None, None
+        spec, p, name = model.spec, model.parameters, f"blocks.{layer}."
+        queries = {f"{name}attn.{one}": p[f"{name}attn.{one}"] * model.scale for one in ("W_Q", "b_Q")}
+        weight, bias = blocks.pack_qkv({**p, **queries}, name + "attn.")
+        fan, read = torch.eye(spec.d_model, dtype=weight.dtype, device=weight.device), None
         if not spec.attn_only:
-            read, write = _read(w, spec), (w["mlp.W_out"].T, w["mlp.b_out"])
+            read = _read(model, layer)
             fan = torch.cat([fan, read[0].T], dim=1)
-        return cls(spec, (w.get("ln1.w"), w.get("ln1.b")), qkv, out, read, write, fan, w["attn.W_O"] @ fan)
+        return cls(model, layer, (weight.contiguous(), bias), read, fan, p[name + "attn.W_O"] @ fan)
 
     def norm1(self, x: Rows) -> Rows:
         """What the heads read of resid_pre."""
-        return _norm(self.spec, x, *self.norm)
+        return self.model.norm(x, f"blocks.{self.layer}.ln1")
 
-    def heads(self, x: Rows) -> tuple[Heads, Heads, Heads]:
+    def heads(self, x: Rows) -> tuple[RowHeads, RowHeads, RowHeads]:
         """Queries, keys and values of rows of resid_pre."""
-        q, k, v = F.linear(self.norm1(x), *self.qkv).unflatten(-1, (3, self.spec.n_heads, -1)).unbind(-3)
+        q, k, v = blocks.qkv(self.norm1(x), self.qkv, self.model.spec.n_heads).unbind(-3)
         return q, k, v
 
-    def attn_out(self, z: Heads) -> Rows:
+    def attn_out(self, z: RowHeads) -> Rows:
         """What the heads write together."""
-        return F.linear(z.flatten(-2), *self.out)
+        p, name = self.model.parameters, f"blocks.{self.layer}.attn."
+        return blocks.attn_out(z, p[name + "W_O"], p[name + "b_O"])
 
     def mlp_out(self, x: Rows) -> Rows:
-        """What the MLP writes, from rows of resid_mid; zero where the model has none."""
-        if self.read is None:
-            return torch.zeros_like(x)
-        return self._write(F.linear(_norm(self.spec, x, None, None), *self.read))
+        """What the MLP writes, from rows of resid_mid."""
+        return mlp_out(self.model, self.layer, x)
 
     def resid_post(self, fanned: Float[Tensor, "*batch fan"]) -> Rows:
         """The block's output from resid_mid's fan."""
-        x, hidden = fanned.tensor_split([self.spec.d_model], dim=-1)
+        spec, p, name = self.model.spec, self.model.parameters, f"blocks.{self.layer}.mlp."
+        x, hidden = fanned.tensor_split([spec.d_model], dim=-1)
         if self.read is None:
             return x
-        if self.spec.normalization_type is None:
-            return x + self._write(hidden + self.read[1])
-        norm = torch.linalg.vector_norm(x - x.mean(-1, keepdim=True), dim=-1, keepdim=True)  # x.var() takes 13 times as long
-        scale = (norm.square() / self.spec.d_model + self.spec.eps).rsqrt()
-        return x + self._write(torch.addcmul(self.read[1], hidden, scale))
+        if spec.normalization_type is None:
+            hidden = hidden + self.read[1]
+        else:
+            scale = blocks.inverse_scale(x - x.mean(-1, keepdim=True), spec.eps)
+            hidden = torch.addcmul(self.read[1], hidden, scale)
+        return x + blocks.mlp_out(hidden, spec.act_fn, p[name + "W_out"], p[name + "b_out"])
 
     def head_fans(
         self, first: Float[Tensor, "head row d_head"], second: Float[Tensor, "head row d_head"]
@@ -95,32 +135,14 @@ class Block:
         z = torch.cat([first, second], dim=1)
         return torch.bmm(z, self.head_fan).view(-1, first.shape[1], self.head_fan.shape[2])
 
-    def _write(self, hidden: Float[Tensor, "*batch d_mlp"]) -> Rows:
-        assert self.write is not None
-        if self.spec.act_fn == "relu":
-            hidden = F.relu(hidden)
-        else:
-            hidden = F.gelu(hidden, approximate="none" if self.spec.act_fn == "gelu" else "tanh")
-        return F.linear(hidden, *self.write)
 
-
-def _read(weights: dict[str, Tensor], spec: ModelSpec) -> Linear:
+def _read(model: FusedTransformer, layer: int) -> Linear:
     """W_in and b_in with what is linear in the layer norm before them."""
-    w_in, bias = weights["mlp.W_in"], weights["mlp.b_in"]
-    if "ln2.w" in weights:
-        w_in, bias = weights["ln2.w"][:, None] * w_in, bias + weights["ln2.b"] @ w_in
-    return (w_in if spec.normalization_type is None else w_in - w_in.mean(0)).T.contiguous(), bias
-
-
-def unembed(model: FusedTransformer, x: Rows) -> Float[Tensor, "*batch d_vocab"]:
-    """Logits from rows of the last block's resid_post."""
-    p = model.parameters
-    x = _norm(model.spec, x, p.get("ln_final.w"), p.get("ln_final.b"))
-    return F.linear(x, p["unembed.W_U"].T, p["unembed.b_U"])
-
-
-def _norm(spec: ModelSpec, x: Rows, weight: Tensor | None, bias: Tensor | None) -> Rows:
-    return x if spec.normalization_type is None else F.layer_norm(x, (spec.d_model,), weight, bias, spec.eps)
+    p, name = model.parameters, f"blocks.{layer}."
+    w_in, bias = p[name + "mlp.W_in"], p[name + "mlp.b_in"]
+    if name + "ln2.w" in p:
+        w_in, bias = p[name + "ln2.w"][:, None] * w_in, bias + p[name + "ln2.b"] @ w_in
+    return (w_in if model.spec.normalization_type is None else w_in - w_in.mean(0)).T.contiguous(), bias
 
 
 def softmax(scores: Float[Tensor, "*batch key"]) -> tuple[Float[Tensor, "*batch key"], Float[Tensor, "*batch"]]:
@@ -134,28 +156,26 @@ class Attention:
     """One block's attention in a run of one sequence, with what it would be without any one of its keys.
 
     Attributes:
-        q, k, v: [head, position, d_head], queries scaled.
-        z: [position, head, d_head].
-        scores: [head, query, key], −inf where the key comes later; `pattern` is their softmax.
-        total: [head, query], their logsumexp.
+        q, k, v: queries come scaled.
+        z: what the heads gather.
+        scores: −inf where the key comes later; `pattern` is their softmax, `total` their logsumexp.
     """
 
     q: Float[Tensor, "head position d_head"]
     k: Float[Tensor, "head position d_head"]
     v: Float[Tensor, "head position d_head"]
-    z: Float[Tensor, "position head d_head"]
+    z: Float[Tensor, "head position d_head"]
     scores: Float[Tensor, "head query key"]
     pattern: Float[Tensor, "head query key"]
     total: Float[Tensor, "head query"]
 
     @classmethod
-    def of(cls, q: Heads, k: Heads, v: Heads) -> Attention:
-        """From queries, keys and values [position, head, d_head]."""
-        q, k, v = (x.transpose(0, 1).contiguous() for x in (q, k, v))
-        n = q.shape[1]
-        scores = (q @ k.mT).masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
-        pattern, total = softmax(scores)
-        return cls(q, k, v, (pattern @ v).transpose(0, 1).contiguous(), scores, pattern, total)
+    def of(cls, run: Run, layer: int) -> Attention:
+        """Of the first sequence of a run."""
+        q, k, v = run.qkv[layer][:, 0]
+        q = q * run.model.scale
+        scores = blocks.scores(q, k, 1.0)
+        return cls(q, k, v, run.z[layer][0], scores, *softmax(scores))
 
     @cached_property
     def top(self) -> Int[Tensor, "head query"]:
@@ -163,13 +183,13 @@ class Attention:
         return self.scores.argmax(-1)
 
     @cached_property
-    def rest(self) -> tuple[Float[Tensor, "head query"], Float[Tensor, "position head d_head"]]:
+    def rest(self) -> tuple[Float[Tensor, "head query"], Float[Tensor, "head query d_head"]]:
         """`total` and `z` without the top key. Subtracting that one would lose all precision where it holds nearly
         everything; any other key holds at most half, and can be subtracted."""
         scores = self.scores.scatter(-1, self.top[..., None], -torch.inf)
         scores[:, 0] = 0  # the first query has one key: nothing is left, and nothing is read of it
         pattern, total = softmax(scores)
-        return total, (pattern @ self.v).transpose(0, 1)
+        return total, pattern @ self.v
 
     def merge(
         self,
@@ -186,43 +206,36 @@ class Attention:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """A run of one sequence as it is without a patch.
+class Base:
+    """The run of one sequence that patched runs are made from.
 
     Attributes:
+        layouts: of the model's blocks.
         resid: [position, d_model] for each block, its resid_pre; then the last block's resid_post.
-        mid, attn_out, mlp_out: likewise, for each block.
         attention: for each block.
     """
 
-    model: FusedTransformer
-    blocks: list[Block]
+    run: Run
+    layouts: list[Layout]
     resid: list[Tensor]
-    mid: list[Tensor]
-    attn_out: list[Tensor]
-    mlp_out: list[Tensor]
     attention: list[Attention]
+
+    @classmethod
+    def of(cls, run: Run, layouts: list[Layout]) -> Base:
+        """Of the first sequence of a run."""
+        return cls(run, layouts, [x[0] for x in run.resid], [Attention.of(run, layout.layer) for layout in layouts])
+
+    @property
+    def model(self) -> FusedTransformer:
+        """Whose run it is."""
+        return self.run.model
 
     @cached_property
     def fans(self) -> list[Tensor]:
         """For each block but the last, [position, 1 + 2 head, fan]: the fans of resid_pre with b_O, of z and of `rest`'s."""
         fans = []
-        for block, resid, attention in zip(self.blocks[:-1], self.resid, self.attention, strict=False):
-            base = (resid + block.out[1]) @ block.fan
-            heads = block.head_fans(attention.z.transpose(0, 1), attention.rest[1].transpose(0, 1))
+        for layout, resid, attention in zip(self.layouts[:-1], self.resid, self.attention, strict=False):
+            base = (resid + self.model.parameters[f"blocks.{layout.layer}.attn.b_O"]) @ layout.fan
+            heads = layout.head_fans(attention.z, attention.rest[1])
             fans.append(torch.cat([base[None], heads]).transpose(0, 1).contiguous())
         return fans
-
-    @classmethod
-    def of(cls, model: FusedTransformer, blocks: list[Block], tokens: Int[Tensor, " position"]) -> Run:
-        """Run the model on one sequence."""
-        p = model.parameters
-        start = F.embedding(tokens, p["embed.W_E"]) + p["pos_embed.W_pos"][: len(tokens)]
-        run = cls(model, blocks, [start], [], [], [], [])
-        for block in blocks:
-            run.attention.append(Attention.of(*block.heads(run.resid[-1])))
-            run.attn_out.append(block.attn_out(run.attention[-1].z))
-            run.mid.append(run.resid[-1] + run.attn_out[-1])
-            run.mlp_out.append(block.mlp_out(run.mid[-1]))
-            run.resid.append(run.mid[-1] + run.mlp_out[-1])
-        return run

@@ -1,4 +1,4 @@
-"""The patch bay: every activation of a kind patched in turn, position by position, exactly and without needless work."""
+"""Sweeps: every activation of a kind patched in turn, position by position, exactly and without needless work."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopinterp.engine.cached_run import Block, Run, unembed
+from hopinterp.engine.cached_run import Base, Layout, Run
 from hopinterp.engine.suffix import Patches, carry
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.progress import Progress, Report
 
 ResidSite = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 RESID_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 MEMORY = 2**30
 """How many bytes a sweep may take for patched runs, unless told otherwise."""
 
-Report = Callable[[int, int], None]
-Entries = Callable[[Run, Run], Float[Tensor, "layer unit position d_model"]]
+Entries = Callable[[Base, Run], Float[Tensor, "layer unit position d_model"]]
 _ROWS = 3000  # residual vectors carried at once; more are no faster
 
 
@@ -47,7 +47,7 @@ def resid_sweep(
         read: the position whose logits are wanted, one for all or one a sequence; the last by default.
         positions: the positions to patch, for each sequence its own (a chain); by default every position of all.
         memory: bytes for the patched runs that are carried at once. Sequences are taken one after the other in any case.
-        report: called with the number of sequences that are done, and with their number in all.
+        report: called after every sequence.
 
     Returns:
         [layer, position, batch, d_vocab]. With `positions`, the second dim runs over their columns.
@@ -80,29 +80,30 @@ def head_sweep(
     return _Sweep.of(model, run_tokens, source_tokens, read, positions, 1, _head_entries).logits(memory, report)
 
 
-def _resid_entries(site: ResidSite, run: Run, source: Run) -> Float[Tensor, "layer unit position d_model"]:
+def _resid_entries(site: ResidSite, base: Base, source: Run) -> Float[Tensor, "layer unit position d_model"]:
     """A patch of each block's vector as one of a resid_pre, here or in the next block (see `_Sweep`)."""
+    run, layers = base.run, range(len(base.layouts))
     if site == "resid_pre":
-        return torch.stack(source.resid[:-1])[:, None]
+        return torch.stack([source.resid[layer] for layer in layers])
     if site == "resid_post":
-        return torch.stack(source.resid[1:])[:, None]
+        return torch.stack([source.resid[layer + 1] for layer in layers])
     if site == "mlp_out":
-        return torch.stack([mid + out for mid, out in zip(run.mid, source.mlp_out, strict=True)])[:, None]
+        return torch.stack([run.mid[layer] + source.mlp_out(layer) for layer in layers])
     mids = source.mid
     if site == "attn_out":
-        mids = [resid + out for resid, out in zip(run.resid, source.attn_out, strict=False)]
-    return torch.stack([mid + block.mlp_out(mid) for mid, block in zip(mids, run.blocks, strict=True)])[:, None]
+        mids = [run.resid[layer] + source.attn_out(layer) for layer in layers]
+    return torch.stack([mid + layout.mlp_out(mid) for mid, layout in zip(mids, base.layouts, strict=True)])
 
 
-def _head_entries(run: Run, source: Run) -> Float[Tensor, "layer head position d_model"]:
+def _head_entries(base: Base, source: Run) -> Float[Tensor, "layer head position d_model"]:
     """Likewise for each head's z: x_mid + (z′ − z) W_O, and what the MLP makes of it."""
-    vectors = []
-    for layer, block in enumerate(run.blocks):
+    run, vectors = base.run, []
+    for layer, layout in enumerate(base.layouts):
         w_o = run.model.parameters[f"blocks.{layer}.attn.W_O"]
-        change = source.attention[layer].z - run.attention[layer].z
-        mid = run.mid[layer] + torch.einsum("phi,hid->hpd", change, w_o)
-        none = (change == 0).all(-1).T[..., None]  # then not a bit may differ, whatever the products' shapes
-        vectors.append(torch.where(none, run.resid[layer + 1], mid + block.mlp_out(mid)))
+        change = (source.z[layer] - run.z[layer])[0]
+        mid = run.mid[layer] + change @ w_o
+        none = (change == 0).all(-1)[..., None]  # then not a bit may differ, whatever the products' shapes
+        vectors.append(torch.where(none, run.resid[layer + 1], mid + layout.mlp_out(mid)))
     return torch.stack(vectors)
 
 
@@ -161,32 +162,38 @@ class _Sweep:
 
     def logits(self, memory: int, report: Report | None) -> Float[Tensor, "layer unit chain batch d_vocab"]:
         """Every patched run's logits, one pair of sequences after the other."""
-        blocks = [Block.of(self.model, layer) for layer in range(self.model.spec.n_layers)]
+        layouts = [Layout.of(self.model, layer) for layer in range(self.model.spec.n_layers)]
         found = []
         for pair, read in enumerate(self.read.tolist()):
-            tokens = (x[pair, : read + 1] for x in (self.run_tokens, self.source_tokens))  # nothing to the right is felt
-            run, source = (Run.of(self.model, blocks, x) for x in tokens)
-            found.append(self._pair(run, self.entries(run, source), self.positions[pair], memory))
+            # one sequence, whose right-hand rest is not felt
+            run, source = (Run.of(self.model, x[pair : pair + 1, : read + 1]) for x in (self.run_tokens, self.source_tokens))
+            base = Base.of(run, layouts)
+            found.append(self._pair(base, self.entries(base, source), self.positions[pair], memory))
             if report is not None:
-                report(pair + 1, len(self.read))
+                report(Progress("patching", pair + 1, len(self.read)))
         return torch.stack(found, dim=3)
 
     def _pair(
-        self, run: Run, vectors: Float[Tensor, "layer unit position d_model"], positions: Int[Tensor, " chain"], memory: int
+        self,
+        base: Base,
+        vectors: Float[Tensor, "layer unit position d_model"],
+        positions: Int[Tensor, " chain"],
+        memory: int,
     ) -> Float[Tensor, "layer unit chain d_vocab"]:
         layers, units, n, _ = vectors.shape
         shape = (layers, units, len(positions))
-        resid = torch.stack(run.resid[self.up :][:layers])[:, None]
-        differs = (vectors != resid).any(-1)  # a patch that changes nothing is none
+        differs = (vectors != torch.stack(base.run.resid[self.up :][:layers])).any(
+            -1
+        )  # a patch that changes nothing is none
         if self.up:
             differs[-1, :, :-1] = False  # nothing moves between positions any more
-        logits = unembed(self.model, run.resid[-1][-1]).expand(*shape, -1).clone()
+        logits = base.run.logits[0, -1].expand(*shape, -1).clone()
         within = (positions < n).nonzero()[:, 0]
         felt = differs[:, :, positions[within]].nonzero()
         layer, unit, column = felt[:, 0], felt[:, 1], within[felt[:, 2]]
         at = positions[column]
         patches = Patches(layer + self.up, at, vectors[layer, unit, at])
-        logits[layer, unit, column] = carry(run, patches, min(_ROWS, memory // self._row_bytes()))
+        logits[layer, unit, column] = carry(base, patches, min(_ROWS, memory // self._row_bytes()))
         return logits
 
     def _row_bytes(self) -> int:

@@ -1,9 +1,11 @@
-"""The engine room: a HookedTransformer's forward pass over its own parameters, without hook points, at full speed."""
+"""FusedTransformer: a HookedTransformer's forward pass over its own parameters, at full speed, with the same hook points."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
+from hopinterp.models import blocks
+from hopinterp.models.blocks import NO_DROPOUT, NO_TAPS, Dropout, HookFunction, HookPoint, Rows, Taps
 from hopinterp.models.spec import ModelSpec, check_fits
 from hopinterp.task import HopTask
 
@@ -19,6 +23,12 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 Residual = Float[Tensor, "batch position d_model"]
+Logits = Float[Tensor, "batch position d_vocab"]
+Names = str | Collection[str] | Callable[[str], bool]
+"""Activations by name: one, several, or all that a function accepts."""
+
+_NORM = ("hook_scale", "hook_normalized")
+_IN_ATTENTION = [f"attn.hook_{name}" for name in ("q", "k", "v", "attn_scores", "pattern", "z")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +36,9 @@ class FusedTransformer:
     """What a HookedTransformer computes, from the same tensors: one product for Q, K and V of all heads,
     `scaled_dot_product_attention`, library layer norms. Logits and gradients agree to 1e-5.
 
-    Called like a HookedTransformer: `model(tokens)` gives logits, `model.run_with_cache(tokens, names)` also the
-    activations `blocks.{l}.hook_resid_post` and `blocks.{l}.attn.hook_pattern` that are named.
+    Called like a HookedTransformer: `model(tokens)` gives logits, `model.run_with_cache(tokens, names)` also the named
+    activations, `with model.hooks(fwd_hooks=[(name, f)])` runs with hooks; gradients flow through all of them. Only where
+    a name asks for it is anything computed in another way (scores and pattern by plain products).
 
     Attributes:
         spec: the sizes.
@@ -36,6 +47,7 @@ class FusedTransformer:
 
     spec: ModelSpec
     parameters: Mapping[str, Tensor]
+    _hooks: dict[str, list[HookFunction]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, model: HookedTransformer) -> FusedTransformer:
@@ -55,7 +67,7 @@ class FusedTransformer:
         return self.parameters["embed.W_E"].device
 
     def to(self, device: str | torch.device) -> FusedTransformer:
-        """The same model with its parameters on another device."""
+        """The same model with its parameters on another device, without its hooks."""
         return FusedTransformer(self.spec, {name: p.to(device) for name, p in self.parameters.items()})
 
     def __call__(
@@ -65,44 +77,96 @@ class FusedTransformer:
         positions: Int[Tensor, "batch position"] | None = None,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "batch position d_vocab"]:
+    ) -> Logits:
         """Logits. With `dropout`, GPT-2's in training mode: after the embedding, in the pattern, before each residual.
 
         Args:
             positions: the row of W_pos that each token stands at; 0, 1, 2, … by default.
         """
-        return self._run(tokens, {}, (), _Dropout(dropout, generator), positions)
+        drop = Dropout(dropout, generator) if dropout else NO_DROPOUT
+        taps = Taps(self._hooks) if self._hooks else NO_TAPS
+        x = drop(self.embed(tokens, positions, taps))
+        for layer in range(self.spec.n_layers):
+            x = self._block(x, layer, taps.inside(layer), drop)
+        return self.unembed(x, taps)
+
+    @cached_property
+    def hook_names(self) -> tuple[str, ...]:
+        """Every activation that can be kept or hooked, by TransformerLens's names, in the order of the pass."""
+        norm = () if self.spec.normalization_type is None else _NORM
+        inside = ["hook_resid_pre", *(f"ln1.{name}" for name in norm), *_IN_ATTENTION, "hook_attn_out"]
+        if not self.spec.attn_only:
+            inside += ["hook_resid_mid", *(f"ln2.{name}" for name in norm), "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out"]
+        inside += ["hook_resid_post"]
+        within = [f"blocks.{layer}.{name}" for layer in range(self.spec.n_layers) for name in inside]
+        last = (*(f"ln_final.{name}" for name in norm), "unembed.hook_in", "unembed.hook_out")
+        return ("hook_embed", "hook_pos_embed", *within, *last)
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether hooks are attached: then passes that do not know them would give something else than the model."""
+        return bool(self._hooks)
 
     def run_with_cache(
-        self, tokens: Int[Tensor, "batch position"], names_filter: Collection[str]
-    ) -> tuple[Float[Tensor, "batch position d_vocab"], dict[str, Tensor]]:
-        """Logits and the named activations, as HookedTransformer.run_with_cache gives them.
+        self, tokens: Int[Tensor, "batch position"], names_filter: Names | None = None
+    ) -> tuple[Logits, dict[str, Tensor]]:
+        """Logits and the named activations (all for None), as HookedTransformer.run_with_cache gives them, but attached to
+        the graph of gradients.
 
         Raises:
-            HopInterpError: a name that is neither a block's hook_resid_post nor its attn.hook_pattern.
+            HopInterpError: a name that this model has no activation of.
         """
-        layers = range(self.spec.n_layers)
-        known = {resid_post(layer) for layer in layers} | {pattern(layer) for layer in layers}
-        if foreign := set(names_filter) - known:
-            raise HopInterpError(f"the fused pass has no activation {min(foreign)!r}; it has resid_post and pattern")
         cache: dict[str, Tensor] = {}
-        return self._run(tokens, cache, names_filter, _Dropout(0.0, None)), cache
 
-    def _run(
-        self,
-        tokens: Int[Tensor, "batch position"],
-        cache: dict[str, Tensor],
-        names: Collection[str],
-        drop: _Dropout,
-        positions: Int[Tensor, "batch position"] | None = None,
-    ) -> Float[Tensor, "batch position d_vocab"]:
-        x = drop(self.embed(tokens, positions))
-        for layer in range(self.spec.n_layers):
-            x = self._block(x, layer, cache, names, drop)
-        return self.unembed(x)
+        def keep(activation: Tensor, hook: HookPoint) -> None:
+            cache[hook.name] = activation
+
+        with self.hooks([(self.hook_names if names_filter is None else names_filter, keep)]):
+            return self(tokens), cache
+
+    def run_with_hooks(
+        self, tokens: Int[Tensor, "batch position"], fwd_hooks: Sequence[tuple[Names, HookFunction]]
+    ) -> Logits:
+        """Logits of one run with hooks: see `hooks`."""
+        with self.hooks(fwd_hooks):
+            return self(tokens)
+
+    @contextmanager
+    def hooks(self, fwd_hooks: Sequence[tuple[Names, HookFunction]]) -> Iterator[FusedTransformer]:
+        """Inside, the model runs with hooks, TransformerLens's way: f(activation, hook=…) returns what is to stand in the
+        activation's place, or None. Hooks at one name are called in turn, and all come off however the inside ends.
+
+        Raises:
+            HopInterpError: a name that this model has no activation of.
+        """
+        added = [(name, function) for names, function in fwd_hooks for name in self._named(names)]
+        for name, function in added:
+            self._hooks.setdefault(name, []).append(function)
+        try:
+            yield self
+        finally:
+            for name, function in added:
+                self._hooks[name].remove(function)
+                if not self._hooks[name]:
+                    del self._hooks[name]
+
+    def _named(self, names: Names) -> list[str]:
+        if callable(names):
+            return [name for name in self.hook_names if names(name)]
+        chosen = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+        if foreign := set(chosen) - set(self.hook_names):
+            raise HopInterpError(f"this model has no activation {min(foreign)!r}; a block's are {self._names_of_a_block()}")
+        return chosen
+
+    def _names_of_a_block(self) -> str:
+        prefix = "blocks.0."
+        return ", ".join(name.removeprefix(prefix) for name in self.hook_names if name.startswith(prefix))
 
     def embed(
-        self, tokens: Int[Tensor, "batch position"], positions: Int[Tensor, "batch position"] | None = None
+        self,
+        tokens: Int[Tensor, "batch position"],
+        positions: Int[Tensor, "batch position"] | None = None,
+        taps: Taps = NO_TAPS,
     ) -> Residual:
         """The stream that enters block 0.
 
@@ -116,43 +180,35 @@ class FusedTransformer:
             raise HopInterpError("autocast would round the scores of a model without layer norms; run it in float32")
         rows = self.parameters["pos_embed.W_pos"]
         places = rows[: tokens.shape[1]] if positions is None else F.embedding(positions, rows)
-        return F.embedding(tokens, self.parameters["embed.W_E"]) + places
+        embedded = taps("hook_embed", F.embedding(tokens, self.parameters["embed.W_E"]))
+        if taps.wants("hook_pos_embed"):  # a copy: a hook may write into it
+            places = taps("hook_pos_embed", places.expand_as(embedded).clone())
+        return embedded + places
 
-    def unembed(self, x: Residual) -> Float[Tensor, "batch position d_vocab"]:
-        """Logits from the last block's output."""
-        return F.linear(self.norm(x, "ln_final"), self.parameters["unembed.W_U"].T, self.parameters["unembed.b_U"])
+    def unembed(self, x: Rows, taps: Taps = NO_TAPS) -> Float[Tensor, "*batch d_vocab"]:
+        """Logits from rows of the last block's output."""
+        p, normed = self.parameters, self.norm(x, "ln_final", taps, "ln_final.")
+        logits = blocks.unembed(taps("unembed.hook_in", normed), p["unembed.W_U"], p["unembed.b_U"])
+        return taps("unembed.hook_out", logits)
 
-    def _block(self, x: Residual, layer: int, cache: dict[str, Tensor], names: Collection[str], drop: _Dropout) -> Residual:
-        keep_pattern = pattern(layer) in names
-        attention, probabilities = self._attention(self.norm(x, f"blocks.{layer}.ln1"), layer, keep_pattern, drop)
-        x = x + drop(attention)
+    def _block(self, x: Residual, layer: int, taps: Taps, drop: Dropout) -> Residual:
+        x = taps("hook_resid_pre", x)
+        q, k, v = self.qkv(self.norm(x, f"blocks.{layer}.ln1", taps, "ln1."), layer)
+        z = blocks.attention(q, k, v, self.scale, taps, drop)
+        x = x + drop(taps("hook_attn_out", self.attn_out(z, layer)))
         if not self.spec.attn_only:
-            x = x + drop(self.mlp(self.norm(x, f"blocks.{layer}.ln2"), layer))
-        if probabilities is not None and keep_pattern:
-            cache[pattern(layer)] = probabilities
-        if resid_post(layer) in names:
-            cache[resid_post(layer)] = x
-        return x
+            x = taps("hook_resid_mid", x)
+            normed = self.norm(x, f"blocks.{layer}.ln2", taps, "ln2.")
+            x = x + drop(taps("hook_mlp_out", self.mlp(normed, layer, taps)))
+        return taps("hook_resid_post", x)
 
-    def norm(self, x: Residual, name: str) -> Residual:
+    def norm(self, x: Rows, name: str, taps: Taps = NO_TAPS, tap: str = "") -> Rows:
         """A layer norm by its name ("blocks.0.ln1", "ln_final"); nothing where the model has none."""
         if self.spec.normalization_type is None:
             return x
         # an "LNPre" has no weights: get() gives None, which layer_norm reads so
         weight, bias = self.parameters.get(f"{name}.w"), self.parameters.get(f"{name}.b")
-        return F.layer_norm(x, (self.spec.d_model,), weight, bias, self.spec.eps)
-
-    def _attention(
-        self, x: Residual, layer: int, keep_pattern: bool, drop: _Dropout
-    ) -> tuple[Residual, Float[Tensor, "batch head query key"] | None]:
-        q, k, v = self.qkv(x, layer)
-        probabilities = None
-        if keep_pattern or drop.rate:
-            probabilities = _causal_pattern(q, k, self.scale)
-            z = drop(probabilities) @ v
-        else:
-            z = _attend(q, k, v, self.scale)
-        return self.attn_out(z, layer), probabilities
+        return blocks.layer_norm(x, weight, bias, self.spec.eps, taps, tap)
 
     @property
     def scale(self) -> float:
@@ -162,26 +218,19 @@ class FusedTransformer:
 
     def qkv(self, x: Residual, layer: int) -> Float[Tensor, "3 batch head position d_head"]:
         """Queries, keys and values of a block's heads, from the normed stream."""
-        p, name = self.parameters, f"blocks.{layer}.attn."
-        weight = torch.cat([p[name + "W_Q"], p[name + "W_K"], p[name + "W_V"]]).transpose(1, 2).flatten(0, 1)
-        bias = torch.cat([p[name + "b_Q"], p[name + "b_K"], p[name + "b_V"]]).flatten()
-        packed: Tensor = F.linear(x, weight, bias).unflatten(-1, (3, self.spec.n_heads, -1))
-        return packed.permute(2, 0, 3, 1, 4).contiguous()
+        found = blocks.qkv(x, blocks.pack_qkv(self.parameters, f"blocks.{layer}.attn."), self.spec.n_heads)
+        return found.permute(2, 0, 3, 1, 4).contiguous()
 
     def attn_out(self, z: Float[Tensor, "batch head position d_head"], layer: int) -> Residual:
         """What a block's attention adds, from its heads' outputs z."""
         p, name = self.parameters, f"blocks.{layer}.attn."
-        return F.linear(z.transpose(1, 2).flatten(2), p[name + "W_O"].flatten(0, 1).T, p[name + "b_O"])
+        return blocks.attn_out(z.transpose(1, 2), p[name + "W_O"], p[name + "b_O"])
 
-    def mlp(self, x: Residual, layer: int) -> Residual:
-        """What a block's MLP adds, from the normed stream."""
+    def mlp(self, x: Rows, layer: int, taps: Taps = NO_TAPS) -> Rows:
+        """What a block's MLP adds, from rows of the normed stream."""
         p, name = self.parameters, f"blocks.{layer}.mlp."
         hidden = F.linear(x, p[name + "W_in"].T, p[name + "b_in"])
-        if self.spec.act_fn == "relu":
-            hidden = F.relu(hidden)
-        else:
-            hidden = F.gelu(hidden, approximate="none" if self.spec.act_fn == "gelu" else "tanh")
-        return F.linear(hidden, p[name + "W_out"].T, p[name + "b_out"])
+        return blocks.mlp_out(hidden, self.spec.act_fn, p[name + "W_out"], p[name + "b_out"], taps)
 
 
 def runner(model: HookedTransformer | FusedTransformer, task: HopTask) -> HookedTransformer | FusedTransformer:
@@ -223,42 +272,3 @@ def resid_post(layer: int) -> str:
 def pattern(layer: int) -> str:
     """Name of a block's attention pattern in a cache."""
     return f"blocks.{layer}.attn.hook_pattern"
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention [batch, head, position, d_head]. In bfloat16 on a CPU two plain batched products are 2.4 times as
-    fast as `scaled_dot_product_attention`, whose backward kernel is slow there."""
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    n = q.shape[-2]
-    past = torch.full((n, n), -torch.inf, dtype=q.dtype).triu(1)
-    scores = torch.baddbmm(past, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=scale)
-    with torch.autocast("cpu", enabled=False):  # or softmax would go to float32 and back
-        probabilities = scores.softmax(-1)
-    return torch.bmm(probabilities, v.flatten(0, 1)).view_as(q)
-
-
-def _causal_pattern(
-    q: Float[Tensor, "batch head position d_head"], k: Float[Tensor, "batch head position d_head"], scale: float
-) -> Float[Tensor, "batch head query key"]:
-    n = q.shape[-2]
-    future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-    return (q @ k.mT * scale).masked_fill(future, -torch.inf).softmax(-1)
-
-
-@dataclass(frozen=True)
-class _Dropout:
-    """Inverted dropout drawn from an explicit generator (torch's own takes none)."""
-
-    rate: float
-    generator: torch.Generator | None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rate < 1:
-            raise HopInterpError(f"dropout is {self.rate}; it must be at least 0 and under 1")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if not self.rate:
-            return x
-        keep = 1 - self.rate
-        return x * torch.empty_like(x).bernoulli_(keep, generator=self.generator) / keep

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
+from hopinterp.models.blocks import ACTIVATIONS
 from hopinterp.task import HopTask
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class ModelSpec:
         _check_size("d_head", self.d_head)
         _check_size("d_mlp", self.d_mlp)
         for name, allowed in (
-            ("act_fn", ("gelu", "gelu_new", "relu")),
+            ("act_fn", tuple(ACTIVATIONS)),
             ("normalization_type", ("LN", "LNPre", None)),
             ("unembed", ("learned", "identity")),
         ):

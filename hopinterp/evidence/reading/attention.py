@@ -1,22 +1,21 @@
-"""Where heads look: the alignment of every head with find^j, for any set of k at once."""
+"""The alignment of every head's attention pattern with find^j, for any set of k at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopinterp.errors import HopInterpError
+from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
-from hopinterp.models.fused import FusedTransformer, depth_of, device_of, pattern, runner
+from hopinterp.models.fused import pattern
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.progress import Progress, Report
 from hopinterp.task import HopTask
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 Pattern = Float[Tensor, "*k batch head query key"]
 _BATCH = 100
@@ -24,11 +23,12 @@ _BATCH = 100
 
 @torch.no_grad()
 def align(
-    model: HookedTransformer | FusedTransformer,
+    model: ModelLike,
     task: HopTask,
     hops: int | Iterable[int] | None = None,
     sequences: int = 50,
     seed: int = 0,
+    report: Report | None = None,
 ) -> xr.Dataset:
     """How each head's pattern A agrees with find^j, for every (k, layer, head, j): the paper's appendix G.4.
 
@@ -38,35 +38,36 @@ def align(
     Args:
         hops: the values of k that the model is asked for; all of 0 … max_hops by default.
         sequences: drawn once; the same sequences serve every k.
+        report: called after each pass, of all sequences that are taken together at one k.
 
     Returns:
-        Dims k, layer, head, hop. Means over sequences of `score` (with `low`, `high`, 95% by bootstrap over sequences)
+        Dims hops (k), layer, head, hop (j). Means over sequences of `score` (with `low`, `high`, 95% by bootstrap over them)
         and `score_valid`, whose norms run over the rows where find^j is not null, so that a perfect head scores 1;
-        `previous_token`, `task_token` (the first position) and `self_token` [k, layer, head], cosines likewise;
-        `uniform`, `uniform_valid` [hop], the scores of a head that attends evenly, as a control; `best_hop` [k, layer,
+        `previous_token`, `task_token` (the first position) and `self_token` [hops, layer, head], cosines likewise;
+        `uniform`, `uniform_valid` [hop], the scores of a head that attends evenly, as a control; `best_hop` [hops, layer,
         head], the j of the highest score, and `best_score` (the paper's Figures 14 and 15).
 
     Raises:
         HopInterpError: k out of range, or no sequences.
     """
-    ks = [hops] if isinstance(hops, int) else list(hops) if hops is not None else list(range(task.max_hops + 1))
-    task.check_hops(*ks)
-    if not ks:
-        raise HopInterpError("no values of k were given")
-    run = runner(model, task)
-    batch = task.sample(sequences, hops=0, seed=seed, device=device_of(run))
-    names = [pattern(layer) for layer in range(depth_of(run))]
-    parts = []
+    subject, ks = Subject.of(model, task), task.hop_counts(hops)
+    batch = task.sample(sequences, hops=0, seed=seed, device=subject.device)
+    names = [pattern(layer) for layer in subject.layers()]
+    total = len(ks) * len(batch.tokens.split(_BATCH))
+    parts: list[dict[str, Tensor]] = []
     for tokens, find in zip(batch.tokens.split(_BATCH), batch.find.split(_BATCH), strict=True):
         by_k = []
         for k in ks:
             asked = torch.cat([torch.full_like(tokens[:, :1], k), tokens[:, 1:]], dim=1)
-            _, cache = run.run_with_cache(asked, names_filter=names)
+            _, cache = subject.run_with_cache(asked, names)
             by_k.append(_stack([scores(cache[name].float(), find) for name in names], dim=1))
+            if report:
+                report(Progress("reading attention", len(parts) * len(ks) + len(by_k), total))
         parts.append(_stack(by_k, dim=0))
     by_sequence = {name: torch.cat([part[name] for part in parts], dim=1).cpu() for name in parts[0]}
     control = scores(_uniform(task.n_positions).expand(sequences, 1, -1, -1), batch.find.cpu())
-    return _dataset(by_sequence, control, ks, seed)
+    found = _dataset(by_sequence, control, ks, seed)
+    return described(found, subject, task, seed=seed, sequences=sequences, level=LEVEL)
 
 
 def scores(patterns: Pattern, find: Int[Tensor, "batch hop position"]) -> dict[str, Tensor]:
@@ -111,17 +112,16 @@ def _uniform(n: int) -> Pattern:
 
 def _dataset(values: dict[str, Tensor], control: dict[str, Tensor], ks: list[int], seed: int) -> xr.Dataset:
     """Means and intervals over sequences; `values` are [k, sequence, layer, head, …]."""
-    sequences = values["score"].shape[1]
     means = {name: value.nanmean(1).numpy() for name, value in values.items()}
     by_sequence = values["score"].transpose(0, 1)
     low, high = bootstrap(by_sequence.nan_to_num(), (~by_sequence.isnan()).double(), seed)
-    dims = ("k", "layer", "head", "hop")
+    dims = ("hops", "layer", "head", "hop")
     _, _, n_layers, n_heads, n_hops = values["score"].shape
     data: dict[str, tuple[Any, Any]] = {name: (dims[: value.ndim], value) for name, value in means.items()}
     data |= {"low": (dims, low.numpy()), "high": (dims, high.numpy())}
     data["uniform"] = ("hop", control["score"].nanmean((0, 1)).numpy())
     data["uniform_valid"] = ("hop", control["score_valid"].nanmean((0, 1)).numpy())
-    coords = {"k": ks, "layer": range(n_layers), "head": range(n_heads), "hop": range(n_hops)}
-    result = xr.Dataset(data, coords, {"sequences": sequences, "seed": seed, "level": LEVEL})
+    coords = {"hops": ks, "layer": range(n_layers), "head": range(n_heads), "hop": range(n_hops)}
+    result = xr.Dataset(data, coords)
     filled = result.score.fillna(-1)
     return result.assign(best_hop=filled.idxmax("hop").astype(int), best_score=filled.max("hop"))

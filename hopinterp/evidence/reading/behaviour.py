@@ -1,88 +1,106 @@
-"""What a model answers: err_k, the share of answered positions that are wrong, for each k."""
+"""err_k, the share of answered positions that a model gets wrong, for each k; and what it means to solve a k."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
-from hopinterp.errors import HopInterpError
+from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, korn_graubard
-from hopinterp.models.fused import FusedTransformer, device_of, runner
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.progress import Progress, Report
 from hopinterp.task import HopTask
 
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
+SOLVED = 0.01
+"""A model solves k where the upper end of err_k's interval is at most this."""
+FAILED = 0.05
+"""A model fails at k, so that nothing is claimed about its mechanism there, where the lower end is above this."""
 _BATCH = 100
 
 
 def evaluate(
-    model: HookedTransformer | FusedTransformer,
+    model: ModelLike,
     task: HopTask,
-    hops: Iterable[int] | None = None,
+    hops: int | Iterable[int] | None = None,
     sequences: int = 100,
     seed: int = 0,
     dropout: float = 0.0,
+    report: Report | None = None,
 ) -> xr.Dataset:
     """err_k on fresh sequences (the paper's Figures 2 and 6 to 8). The same sequences serve every k.
 
     Args:
-        hops: the values of k; 1 … max_hops by default.
+        model: anything that `Subject.of` takes, a plain function from tokens to logits included.
+        hops: one k or several; 1 … max_hops by default.
         sequences: how many sequences a k.
         dropout: rate of dropout left on while answering. The paper's published table was measured so, at 0.1.
+        report: called after each k.
 
     Returns:
-        Dim k. `error`: share of the positions whose answer is a letter (null and blank left out) where the most likely
-        token is another; `low`, `high`: its 95% interval (Korn and Graubard's, by sequence); `null_error`: the same
-        share over positions whose answer is null; `positions`: how many positions `error` counts.
+        Dim hops (k). `error`: share of the positions whose answer is a letter (null and blank left out) where the most
+        likely token is another; `low`, `high`: its 95% interval (Korn and Graubard's, by sequence); `solved`, `failed`:
+        `high` ≤ SOLVED, `low` > FAILED; `null_error`: the same share over positions whose answer is null; `positions`: how
+        many positions `error` counts.
 
     Raises:
-        HopInterpError: k out of range, too few sequences, or dropout asked of a model that only TransformerLens can run.
+        HopInterpError: k out of range, too few sequences, or dropout asked of a model that runs by its hooks only.
     """
-    ks = list(hops) if hops is not None else list(range(1, task.max_hops + 1)) or [0]
-    task.check_hops(*ks)
-    if not ks:
-        raise HopInterpError("no values of k were given")
-    run = runner(model, task)
-    if dropout and not isinstance(run, FusedTransformer):
-        raise HopInterpError("dropout cannot be measured on this HookedTransformer: it has hooks or unusual features")
-    device = device_of(run)
-    generator = torch.Generator(device).manual_seed(seed)
+    subject = Subject.of(model, task)
+    ks = task.hop_counts(range(1, task.max_hops + 1) or [0]) if hops is None else task.hop_counts(hops)
+    if dropout:
+        subject.weights_for("dropout")
+    generator = torch.Generator(subject.device).manual_seed(seed)
     wrong, counted, null_error = [], [], []
-    for k in ks:
-        batch = task.sample(sequences, hops=k, seed=seed, device=device)
-        mistakes = _answers(run, batch.tokens, dropout, generator) != batch.labels
+    for done, k in enumerate(ks, start=1):
+        batch = task.sample(sequences, hops=k, seed=seed, device=subject.device)
+        mistakes = _answers(subject, batch.tokens, dropout, generator) != batch.labels
         wrong.append((mistakes & batch.scored).sum(1).cpu())
         counted.append(batch.scored.sum(1).cpu())
         null_error.append(float(mistakes[batch.labels == task.null].cpu().double().mean()))
+        if report:
+            report(Progress("answering", done, len(ks)))
     low, high = korn_graubard(torch.stack(wrong, 1), torch.stack(counted, 1))
     positions = torch.stack(counted, 1).sum(0)
-    return xr.Dataset(
-        {
-            "error": ("k", (torch.stack(wrong, 1).sum(0).double() / positions).numpy()),
-            "low": ("k", low.numpy()),
-            "high": ("k", high.numpy()),
-            "null_error": ("k", null_error),
-            "positions": ("k", positions.numpy()),
-        },
-        coords={"k": ks},
-        attrs={"sequences": sequences, "seed": seed, "dropout": dropout, "level": LEVEL},
-    )
+    error = torch.stack(wrong, 1).sum(0).double() / positions
+    values = {"error": error, "low": low, "high": high, "solved": high <= SOLVED, "failed": low > FAILED}
+    values |= {"null_error": torch.tensor(null_error), "positions": positions}
+    found = xr.Dataset({name: ("hops", value.numpy()) for name, value in values.items()}, {"hops": ks})
+    bars: dict[str, Any] = {"solved": SOLVED, "failed": FAILED}
+    return described(found, subject, task, seed=seed, sequences=sequences, dropout=dropout, level=LEVEL, **bars)
 
 
 @torch.no_grad()
 def _answers(
-    model: HookedTransformer | FusedTransformer,
-    tokens: Int[Tensor, "batch position"],
-    dropout: float,
-    generator: torch.Generator,
+    subject: Subject, tokens: Int[Tensor, "batch position"], dropout: float, generator: torch.Generator
 ) -> Int[Tensor, "batch position"]:
-    parts = tokens.split(_BATCH)
-    if isinstance(model, FusedTransformer):
-        return torch.cat([model(part, dropout=dropout, generator=generator).argmax(-1) for part in parts])
-    return torch.cat([model(part).argmax(-1) for part in parts])
+    def logits(part: Int[Tensor, "row position"]) -> Tensor:
+        return subject.weights_for("dropout")(part, dropout=dropout, generator=generator) if dropout else subject(part)
+
+    return torch.cat([logits(part).argmax(-1) for part in tokens.split(_BATCH)])
+
+
+def capacity(found: xr.Dataset) -> int | None:
+    """The largest k up to which `evaluate` found every k from 1 on solved; None where not all of these were measured."""
+    solved = found.solved.sel(hops=found.hops > 0).sortby("hops")
+    if solved.hops.values.tolist() != list(range(1, solved.sizes["hops"] + 1)):
+        return None
+    return int(solved.astype(int).cumprod("hops").sum())
+
+
+def error_table(found: xr.Dataset) -> dict[str, Any]:
+    """What `evaluate` found as JSON values, which a model's card stores: `errors`, `low`, `high` by k, and `settings`."""
+    names = {"errors": "error", "low": "low", "high": "high"}
+    table: dict[str, Any] = {
+        key: {str(k): float(found[name].sel(hops=k)) for k in found.hops.values} for key, name in names.items()
+    }
+    return table | {"settings": dict(found.attrs)}
+
+
+def solved_by(table: Mapping[str, Any]) -> list[int]:
+    """Every k that a table as `error_table` makes it shows solved."""
+    return sorted(int(k) for k, high in table.get("high", {}).items() if high <= SOLVED)

@@ -1,13 +1,11 @@
-"""What is linearly readable at each block: probes for every hop of the chain, with the controls that could refute them."""
+"""Linear probes of each block for every hop of the chain, with the controls that could refute what they read."""
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,13 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
 from hopinterp.evidence.reading.linear import Standardizer, fit_logistic, fit_ridge
-from hopinterp.models.fused import FusedTransformer, depth_of, device_of, resid_post, runner
+from hopinterp.models.fused import resid_post
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.progress import Progress, Report
 from hopinterp.task import Batch, HopTask
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 Target = Literal["token", "position"]
 Method = Literal["logistic", "ridge"]
@@ -66,16 +64,17 @@ class _Rows:
 
 
 def probe(
-    model: HookedTransformer | FusedTransformer,
+    model: ModelLike,
     task: HopTask,
     hops: int,
     *,
     target: Target = "token",
-    layers: Sequence[int] | None = None,
+    layers: int | Iterable[int] | None = None,
     method: Method = "logistic",
     train_sequences: int = 160,
     sequences: int = 100,
     seed: int = 0,
+    report: Report | None = None,
 ) -> xr.Dataset:
     """How well every block's resid_post at position i tells where the chain of i goes, by linear probes.
 
@@ -90,6 +89,7 @@ def probe(
         layers: which blocks; all by default.
         train_sequences, sequences: for fitting and for measuring. Drawn apart.
         seed: of the sequences, the untrained model, the control task and the bootstrap.
+        report: called after each block of the model, and of the untrained one.
 
     Returns:
         Dims layer, hop (j = 0 … max_hops). `accuracy` with `low`, `high` (95%, bootstrap over sequences); the
@@ -102,20 +102,15 @@ def probe(
     Raises:
         HopInterpError: k or a layer out of range.
     """
-    task.check_hops(hops)
-    run = runner(model, task)
-    n_layers = depth_of(run)
-    layers = list(range(n_layers)) if layers is None else list(layers)
-    for layer in layers:
-        if not 0 <= layer < n_layers:
-            raise HopInterpError(f"layer is {layer}; this model has 0 to {n_layers - 1}")
+    subject, hops = Subject.of(model, task), task.hop_count(hops)
+    chosen, readout = subject.layers(layers), _Readout.of(task, target, method)
     generator = torch.Generator().manual_seed(seed)
-    device = device_of(run)
-    train = task.sample(train_sequences, hops=hops, generator=generator, device=device)
-    test = task.sample(sequences, hops=hops, generator=generator, device=device)
-    readout = _Readout.of(task, target, method)
-    grid = _probe_grid(run, train, test, layers, readout, control_seed=seed)
-    without_training = _probe_grid(untrained(run, seed), train, test, layers, readout, control_seed=None)
+    train, test = (
+        task.sample(n, hops=hops, generator=generator, device=subject.device) for n in (train_sequences, sequences)
+    )
+    fitted = _counter(report, 2 * len(chosen))
+    grid = _probe_grid(subject, train, test, chosen, readout, seed, fitted)
+    without_training = _probe_grid(subject.untrained(seed), train, test, chosen, readout, None, fitted)
     rows = _Rows.of(test)
     majority, lower = _cheap_explanations(task, target, rows, seed)
     counts = _per_sequence(rows.valid, rows)
@@ -131,37 +126,47 @@ def probe(
         "lower_hops": lower,
     }
     data = {name: (("layer", "hop")[-value.ndim :], value.cpu().double().numpy()) for name, value in values.items()}
-    settings: dict[str, int | float | str] = {
-        "hops": hops,
-        "target": target,
-        "method": method if target == "token" else "ridge",
-        "seed": seed,
-    }
+    judged = _judge(xr.Dataset(data, {"layer": chosen, "hop": range(task.max_hops + 1)}), hops)
+    settings: dict[str, Any] = {"hops": hops, "target": target, "method": method if target == "token" else "ridge"}
     settings |= {"train_sequences": train_sequences, "sequences": sequences, "bar": BAR, "level": LEVEL}
-    return _judge(xr.Dataset(data, {"layer": layers, "hop": range(task.max_hops + 1)}, settings))
+    return described(judged, subject, task, seed=seed, **settings)
 
 
-def _judge(found: xr.Dataset) -> xr.Dataset:
+def _counter(report: Report | None, total: int) -> Callable[[], None]:
+    """What is called after each piece of the work."""
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if report:
+            report(Progress("fitting probes", done, total))
+
+    return count
+
+
+def _judge(found: xr.Dataset, hops: int) -> xr.Dataset:
     """Add baseline, selectivity and what `resolved` says."""
     cheap = np.maximum(np.maximum(found.untrained, found.lower_hops), found.majority)
     found["baseline"] = cheap.where(found.hop > 0, found.majority)
     found["selectivity"] = found.accuracy - found.control
-    return found.merge(resolved(found.low, found.baseline, found.attrs["hops"]))
+    return found.merge(resolved(found.low, found.baseline, hops))
 
 
-def resolved(low: xr.DataArray, baseline: xr.DataArray, hops: int) -> xr.Dataset:
+def resolved(low: xr.DataArray, baseline: xr.DataArray, hops: int, bar: float = BAR) -> xr.Dataset:
     """Which hops each block holds, and how far that goes.
 
     Args:
         low: [layer, hop], the lower confidence bound of the accuracy.
         baseline: [layer, hop], c, the best cheaper explanation.
         hops: k.
+        bar: the share of the gap between c and 1 that is to be closed; evidence carries its own in its attrs.
 
     Returns:
-        `held` [layer, hop]: low > c + 0.8·(1 − c). `resolved` [layer]: R(ℓ), the largest held hop ≤ k (0 if there is
+        `held` [layer, hop]: low > c + bar·(1 − c). `resolved` [layer]: R(ℓ), the largest held hop ≤ k (0 if there is
         none). `frontier` [layer]: the largest r with hops 1 … r all held.
     """
-    held = low > baseline + BAR * (1 - baseline)
+    held = low > baseline + bar * (1 - baseline)
     within = held & (held.hop <= hops)
     largest = held.hop.where(within, 0).max("hop")
     unbroken = held.where(held.hop > 0, True).astype(int).cumprod("hop").sum("hop") - 1
@@ -235,12 +240,13 @@ class _Readout:
 
 
 def _probe_grid(
-    run: HookedTransformer | FusedTransformer,
+    subject: Subject,
     train: Batch,
     test: Batch,
     layers: list[int],
     readout: _Readout,
     control_seed: int | None,
+    fitted: Callable[[], None],
 ) -> dict[str, Float[Tensor, "sequence layer hop"]]:
     """Right answers a held-out sequence, for the target and (with a seed) the control task, fitted in one solve a block."""
     train_rows, test_rows = _Rows.of(train), _Rows.of(test)
@@ -251,13 +257,14 @@ def _probe_grid(
         train_answers = torch.cat([train_answers, control(train_rows)], dim=1)
         test_answers = torch.cat([test_answers, control(test_rows)], dim=1)
         train_valid, test_valid = train_valid.repeat(1, 2), test_valid.repeat(1, 2)
-    train_resid, test_resid = (_resid_post(run, batch, layers) for batch in (train, test))
+    train_resid, test_resid = (_resid_post(subject, batch, layers) for batch in (train, test))
     right = []
     for layer in layers:
         standardize = Standardizer.fit(train_resid[layer])
         probes = readout.fit(standardize(train_resid[layer]), train_answers, train_valid)
         hits = (readout.read(standardize(test_resid[layer]), *probes) == test_answers) & test_valid
         right.append(_per_sequence(hits, test_rows))
+        fitted()
     counts = torch.stack(right, dim=1)
     n_hops = train_rows.find.shape[1]
     return {"target": counts[..., :n_hops], "control": counts[..., n_hops:]}
@@ -281,27 +288,12 @@ class _ControlTask:
 
 
 @torch.no_grad()
-def _resid_post(
-    run: HookedTransformer | FusedTransformer, batch: Batch, layers: list[int]
-) -> dict[int, Float[Tensor, "row d_model"]]:
+def _resid_post(subject: Subject, batch: Batch, layers: list[int]) -> dict[int, Float[Tensor, "row d_model"]]:
     names = {layer: resid_post(layer) for layer in layers}
-    caches = [run.run_with_cache(tokens, names_filter=list(names.values()))[1] for tokens in batch.tokens.split(_BATCH)]
+    caches = [subject.run_with_cache(tokens, list(names.values()))[1] for tokens in batch.tokens.split(_BATCH)]
     return {
         layer: torch.cat([cache[name][:, 1:] for cache in caches]).flatten(0, 1).float() for layer, name in names.items()
     }
-
-
-def untrained(run: HookedTransformer | FusedTransformer, seed: int) -> HookedTransformer | FusedTransformer:
-    """The same sizes with weights as they are before training."""
-    if isinstance(run, FusedTransformer):
-        return FusedTransformer(run.spec, run.spec.initial_parameters(seed)).to(run.device)
-    from transformer_lens import HookedTransformer
-
-    config = copy.deepcopy(run.cfg)
-    config.init_weights, config.seed = True, seed
-    with torch.random.fork_rng(), warnings.catch_warnings():  # TransformerLens seeds the global generator
-        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        return HookedTransformer(config)
 
 
 def _cheap_explanations(
@@ -352,3 +344,8 @@ def _per_sequence(hits: Bool[Tensor, "row problem"], rows: _Rows) -> Float[Tenso
 
 def _rate(right: Float[Tensor, "sequence layer hop"], counted: Float[Tensor, "sequence hop"]) -> Float[Tensor, "layer hop"]:
     return right.sum(0) / counted.sum(0)
+
+
+def untrained(model: ModelLike, seed: int) -> Subject:
+    """The same sizes with weights as they are before training."""
+    return Subject.of(model).untrained(seed)

@@ -13,7 +13,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopinterp.engine.per_position import KeptRun
+from hopinterp.engine.cached_run import Run
+from hopinterp.engine.per_position import go_on
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import LEVEL
 from hopinterp.evidence.reading.linear import Standardizer, fit_ridge
@@ -126,25 +127,25 @@ class _Asked:
 class _Chunk:
     """Some pairs, run: the base with all that later blocks need of it, the source's streams, and the letters wanted."""
 
-    base: KeptRun
+    base: Run
     source: Residual
     wanted: Int[Tensor, "batch position"]
 
     def logits(self, layer: int, basis: Basis | None) -> Float[Tensor, "batch position d_vocab"]:
         """What is answered at each i when the basis's part of the stream (None: all of it) is the source's at i."""
-        streams = self.base.post[layer]
+        streams = self.base.resid[layer + 1]
         moved = self.source - streams
-        return self.base.going_on(layer, streams + (moved if basis is None else moved @ basis @ basis.T))
+        return go_on(self.base, layer, streams + (moved if basis is None else moved @ basis @ basis.T))
 
 
 @torch.no_grad()
 def _chunks(model: FusedTransformer, pairs: MatchedPairs, asked: _Asked) -> Iterator[_Chunk]:
     parts = (pairs.base.tokens, pairs.source.tokens, asked.letters(pairs))
     for base, source, wanted in zip(*(part.split(_BATCH) for part in parts), strict=True):
-        run = KeptRun.of(model, base)
+        run = Run.of(model, base)
         run.mid.clear()  # not needed to go on, and there are many chunks
         run.z.clear()
-        yield _Chunk(run, KeptRun.of(model, source).post[asked.layer], wanted)
+        yield _Chunk(run, Run.of(model, source).resid[asked.layer + 1], wanted)
 
 
 def _tried(

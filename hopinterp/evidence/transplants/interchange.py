@@ -18,6 +18,7 @@ from hopinterp.evidence.intervals import LEVEL, bootstrap
 from hopinterp.evidence.reading.probes import untrained
 from hopinterp.evidence.transplants.pairs import MatchedPairs
 from hopinterp.models.fused import FusedTransformer, depth_of, device_of, runner
+from hopinterp.models.subject import Subject
 from hopinterp.task import Batch, HopTask
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _answers(
     span = slice(task.first_letter, task.null) if letters_only else slice(None)
     parts = []
     for base, source in zip(pairs.base.tokens.split(_BATCH), pairs.source.tokens.split(_BATCH), strict=True):
-        runs = (*transplanted(model, base, source, sites), model(base))
+        runs = (*transplanted(Subject.of(model), base, source, sites), model(base))
         parts.append(torch.stack([logits[..., span].argmax(-1) for logits in runs], dim=1))
     return torch.cat(parts) + (task.first_letter if letters_only else 0)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import hopinterp as hi
 from hopinterp import HopInterpError, HopTask
@@ -66,11 +67,11 @@ def test_a_perfect_head_is_capped_by_its_null_rows(task, hop, cap):
 
 def test_the_depth_4_checkpoint_s_heads(depth4, task):
     found = hi.align(depth4, task, hops=4)
-    assert sorted(found.previous_token.sel(k=4, layer=0).values)[-2:] == pytest.approx([0.99, 0.99], abs=0.01)
-    top = found.best_score.sel(k=4).max("head")
-    assert float(found.score.sel(k=4, layer=1, hop=1).max()) == pytest.approx(0.98, abs=0.02)
-    assert float(found.score.sel(k=4, layer=2, hop=2).max()) == pytest.approx(0.92, abs=0.02)
-    assert float(found.score.sel(k=4, layer=3, hop=3).max()) == pytest.approx(0.91, abs=0.02)
+    assert sorted(found.previous_token.sel(hops=4, layer=0).values)[-2:] == pytest.approx([0.99, 0.99], abs=0.01)
+    top = found.best_score.sel(hops=4).max("head")
+    assert float(found.score.sel(hops=4, layer=1, hop=1).max()) == pytest.approx(0.98, abs=0.02)
+    assert float(found.score.sel(hops=4, layer=2, hop=2).max()) == pytest.approx(0.92, abs=0.02)
+    assert float(found.score.sel(hops=4, layer=3, hop=3).max()) == pytest.approx(0.91, abs=0.02)
     assert (top.sel(layer=[1, 2, 3]) > 0.9).all()
     assert ((found.low <= found.score) & (found.score <= found.high)).all()
     assert (found.uniform < 0.25).all()
@@ -80,7 +81,7 @@ def test_many_k_at_once_equal_one_at_a_time(depth3, task):
     together = hi.align(depth3, task, hops=[2, 9], sequences=5, seed=3)
     for k in (2, 9):
         alone = hi.align(depth3, task, hops=k, sequences=5, seed=3)
-        np.testing.assert_allclose(together.score.sel(k=k), alone.score.sel(k=k), atol=1e-5)
+        np.testing.assert_allclose(together.score.sel(hops=k), alone.score.sel(hops=k), atol=1e-5)
 
 
 def test_a_hooked_transformer_gives_the_same(depth3, task):
@@ -91,11 +92,16 @@ def test_a_hooked_transformer_gives_the_same(depth3, task):
 
 
 def test_results_go_to_netcdf(small_model, small_task, tmp_path):
-    import xarray as xr
-
     found = hi.align(small_model, small_task, sequences=4)
     found.to_netcdf(tmp_path / "a.nc")
-    xr.testing.assert_allclose(xr.load_dataset(tmp_path / "a.nc"), found)
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "a.nc"), found)
+    assert all("long_name" in variable.attrs for variable in found.variables.values())
+
+
+def test_progress_reaches_its_end(small_model, small_task):
+    heard = []
+    hi.align(small_model, small_task, hops=np.array([1, 3]), sequences=120, report=heard.append)
+    assert [(one.done, one.total) for one in heard] == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_bad_questions_are_named(small_model, small_task):

@@ -1,12 +1,16 @@
 """err_k: the authors' checkpoints give design-time and published tables; rigged models give known rates."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.evidence.intervals import bootstrap, korn_graubard
+from hopinterp.evidence.reading.behaviour import capacity, error_table, solved_by
 
 # eval mode, 200 sequences a k, in per cent, k = 1 … 16
 EVAL_MODE = {
@@ -28,33 +32,74 @@ def test_eval_mode_table(name, request, task):
 @pytest.mark.parametrize("name", KEYS)
 def test_published_table_with_dropout(name, request, task, published):
     found = hi.evaluate(request.getfixturevalue(name), task, hops=[1, 2, 4, 7, 8, 11, 16], sequences=300, dropout=0.1)
-    for k in found.k.values:
-        assert float(found.error.sel(k=k)) == pytest.approx(published[f"({KEYS[name]}, {k})"], abs=0.03)
+    for k in found.hops.values:
+        assert float(found.error.sel(hops=k)) == pytest.approx(published[f"({KEYS[name]}, {k})"], abs=0.03)
 
 
 class Rigged:
-    """Answers rightly except on the first `wrong` scored positions of each sequence."""
+    """A plain function from tokens to logits that answers rightly, but for the first `wrong` scored positions."""
 
     def __init__(self, task, wrong):
-        self.spec = hi.ModelSpec.for_task(task, 1)
         self.task, self.wrong = task, wrong
 
-    def __call__(self, tokens, **_):
+    def __call__(self, tokens):
         batch = self.task.from_letters(tokens[:, 1:] - self.task.first_letter, tokens[:, 0])
         spoiled = batch.scored & (batch.scored.cumsum(1) <= self.wrong)
         return torch.nn.functional.one_hot(torch.where(spoiled, batch.labels + 1, batch.labels), 30).float()
 
 
 @pytest.mark.parametrize("wrong", [0, 3])
-def test_nulls_and_blanks_are_left_out(task, wrong, monkeypatch):
+def test_nulls_and_blanks_are_left_out(task, wrong):
     rigged = Rigged(task, wrong)
-    monkeypatch.setattr("hopinterp.evidence.reading.behaviour.runner", lambda model, task: model)  # noqa: ARG005
-    monkeypatch.setattr("hopinterp.evidence.reading.behaviour.device_of", lambda model: torch.device("cpu"))  # noqa: ARG005
     found = hi.evaluate(rigged, task, hops=[2], sequences=20)
     positions = int(task.sample(20, hops=2, seed=0).scored.sum())
     assert int(found.positions[0]) == positions
     assert float(found.error[0]) == pytest.approx(20 * wrong / positions)
     assert float(found.null_error[0]) == 0
+
+
+def test_solved_and_failed_are_read_off_the_interval_s_ends(task):
+    found = hi.evaluate(Rigged(task, 1), task, hops=[1, 4], sequences=40)
+    assert found.solved.values.tolist() == (found.high <= 0.01).values.tolist() == [False, False]
+    assert hi.evaluate(Rigged(task, 0), task, hops=range(1, 4), sequences=40).solved.all()
+    assert hi.evaluate(Rigged(task, 12), task, hops=1, sequences=40).failed.all()
+
+
+def test_capacity_is_the_last_k_before_the_first_that_is_not_solved(small_model, small_task):
+    found = hi.evaluate(small_model, small_task, sequences=4)
+    for solved, expected in (([True, True, False, True], 2), ([False, True, True, True], 0), ([True] * 4, 4)):
+        assert capacity(found.assign(solved=("hops", solved))) == expected
+    assert capacity(found.sel(hops=[1, 3])) is None
+
+
+def test_a_card_s_table_says_solved_as_the_dataset_does(task):
+    found = hi.evaluate(Rigged(task, 0), task, hops=[1, 2, 16], sequences=30)
+    table = json.loads(json.dumps(error_table(found)))
+    assert solved_by(table) == found.hops[found.solved].values.tolist()
+    assert table["errors"].keys() == table["low"].keys() == {"1", "2", "16"}
+
+
+def test_k_may_be_one_number_of_any_kind(small_model, small_task):
+    for hops in (3, np.int64(3), [3], np.array([3]), range(3, 4), iter([3])):
+        assert hi.evaluate(small_model, small_task, hops=hops, sequences=2).hops.values.tolist() == [3]
+    for hops in (True, 2.0, "3", [1.5]):
+        with pytest.raises(HopInterpError, match="whole number"):
+            hi.evaluate(small_model, small_task, hops=hops, sequences=2)
+
+
+def test_progress_reaches_its_end(small_model, small_task):
+    heard = []
+    hi.evaluate(small_model, small_task, sequences=2, report=heard.append)
+    assert [(one.done, one.total) for one in heard] == [(n, 4) for n in range(1, 5)]
+
+
+def test_results_go_to_netcdf(small_model, small_task, tmp_path):
+    found = hi.evaluate(small_model, small_task, sequences=4)
+    found.to_netcdf(tmp_path / "e.nc")
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "e.nc"), found)
+    assert found.attrs["seed"] == 0
+    assert found.attrs["version"]
+    assert all("long_name" in variable.attrs for variable in found.variables.values())
 
 
 def test_bad_questions_are_named(small_model, small_task):
@@ -75,7 +120,7 @@ def test_an_ablated_hooked_transformer_is_measured_as_it_is(depth3, task):
     hooked.add_hook("blocks.1.hook_attn_out", lambda value, hook: value * 0)  # noqa: ARG005
     ablated = hi.evaluate(hooked, task, hops=[2], sequences=10)
     assert float(whole.error[0]) < 0.01 < 0.4 < float(ablated.error[0])
-    with pytest.raises(HopInterpError, match="hooks or unusual features"):
+    with pytest.raises(HopInterpError, match="dropout needs the model's weights"):
         hi.evaluate(hooked, task, hops=[2], dropout=0.1)
 
 
@@ -108,7 +153,7 @@ def test_hop_0_alone_can_be_measured():
     task = hi.HopTask(10, 4, 0)
     spec = hi.ModelSpec.for_task(task, 1, d_model=16, n_heads=2)
     found = hi.evaluate(hi.FusedTransformer(spec, spec.initial_parameters(0)), task, sequences=4)
-    assert found.k.values.tolist() == [0]
+    assert found.hops.values.tolist() == [0]
 
 
 def test_no_error_seen_is_no_proof_of_none():

@@ -8,6 +8,7 @@ import xarray as xr
 import hopinterp as hi
 from hopinterp import HopInterpError, HopTask, ModelSpec
 from hopinterp.evidence.reading.probes import resolved
+from hopinterp.models.subject import Subject
 
 DEPTH_4 = {  # letter of hop 0 … 7 read at each block of the depth-4 checkpoint
     4: {
@@ -49,37 +50,38 @@ def test_untrained_models_hold_nothing_beyond_hop_0(task, seed):
     assert found.resolved.values.tolist() == [0, 0, 0]
 
 
-class Planted:
-    """A "model" whose only block's output holds the letters, or the position, of chosen hops in random directions."""
+class Planted(Subject):
+    """A subject whose only block's output holds the letters, or the position, of chosen hops in random directions."""
 
     def __init__(self, task, hops, what):
-        self.task, self.hops, self.what = task, hops, what
-        self.spec = ModelSpec.for_task(task, 1, d_model=64)
-        generator = torch.Generator().manual_seed(0)
-        self.directions = torch.randn(len(hops) + 1, task.n_positions, 64, generator=generator)
-        self.generator = generator
+        spec, generator = ModelSpec.for_task(task, 1, d_model=64), torch.Generator().manual_seed(0)
         turns = torch.arange(task.n_positions)[:, None] / (2 * task.n_positions) * torch.tensor([1, 3, 5]) * 2 * torch.pi
-        self.circle = torch.cat([turns.cos(), turns.sin()], 1)
+        values = {"model": None, "sizes": spec, "weights": None, "name": "planted", "generator": generator}
+        values |= {"task": task, "hops_held": hops, "what": what, "circle": torch.cat([turns.cos(), turns.sin()], 1)}
+        values["directions"] = torch.randn(len(hops) + 1, task.n_positions, 64, generator=generator)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
-    def run_with_cache(self, tokens, names_filter):
+    device = torch.device("cpu")
+
+    def untrained(self, _seed):
+        return Planted(self.task, [], "token")
+
+    def run_with_cache(self, tokens, names):
         batch = self.task.from_letters(tokens[:, 1:] - self.task.first_letter, tokens[:, 0])
         out = self.directions[-1][tokens] + 0.3 * torch.randn(*tokens.shape, 64, generator=self.generator)
-        for slot, hop in enumerate(self.hops):
+        for slot, hop in enumerate(self.hops_held):
             if self.what == "token":
                 out = out + self.directions[slot][batch.hop_letters[:, hop] + 1]
             else:
                 out = out + 4 * self.circle[batch.find[:, hop]] @ self.directions[slot][:6]
-        return None, dict.fromkeys(names_filter, out)
+        return None, dict.fromkeys(names, out)
 
 
 @pytest.mark.parametrize("method", ["logistic", "ridge"])
 @pytest.mark.parametrize("hops", [[2], [1, 4]])
-def test_planted_letters_are_found_and_no_others(method, hops, monkeypatch):
+def test_planted_letters_are_found_and_no_others(method, hops):
     task = HopTask(60, 4, 6)
-    monkeypatch.setattr("hopinterp.evidence.reading.probes.runner", lambda model, task: model)  # noqa: ARG005
-    monkeypatch.setattr("hopinterp.evidence.reading.probes.device_of", lambda model: torch.device("cpu"))  # noqa: ARG005
-    monkeypatch.setattr("hopinterp.evidence.reading.probes.depth_of", lambda model: 1)  # noqa: ARG005
-    monkeypatch.setattr("hopinterp.evidence.reading.probes.untrained", lambda model, seed: Planted(task, [], "token"))  # noqa: ARG005
     found = hi.probe(Planted(task, hops, "token"), task, hops=4, method=method)
     held = set(found.hop.values[found.held.values[0]].tolist())
     assert held == {0, *hops}
@@ -87,12 +89,8 @@ def test_planted_letters_are_found_and_no_others(method, hops, monkeypatch):
     assert int(found.frontier[0]) == (1 if 1 in hops else 0)
 
 
-def test_planted_positions_are_found(monkeypatch):
+def test_planted_positions_are_found():
     task = HopTask(60, 4, 6)
-    monkeypatch.setattr("hopinterp.evidence.reading.probes.runner", lambda model, task: model)  # noqa: ARG005
-    monkeypatch.setattr("hopinterp.evidence.reading.probes.device_of", lambda model: torch.device("cpu"))  # noqa: ARG005
-    monkeypatch.setattr("hopinterp.evidence.reading.probes.depth_of", lambda model: 1)  # noqa: ARG005
-    monkeypatch.setattr("hopinterp.evidence.reading.probes.untrained", lambda model, seed: Planted(task, [], "token"))  # noqa: ARG005
     found = hi.probe(Planted(task, [3], "position"), task, hops=4, target="position")
     assert found.hop.values[found.held.values[0]].tolist() == [3]
     assert int(found.resolved[0]) == 3
@@ -110,11 +108,12 @@ def test_a_handful_of_rows_proves_nothing():
     assert not alone.held.any()
 
 
-def test_models_in_other_precisions(small_task):
-    spec = ModelSpec.for_task(small_task, 1, d_model=32, n_heads=2)
-    model = spec.build(spec.initial_parameters(0)).to(torch.bfloat16)
-    assert hi.probe(model, small_task, hops=2, train_sequences=20, sequences=10).accuracy.notnull().any()
-    assert hi.align(model, small_task, hops=2, sequences=4).score.notnull().any()
+def test_models_in_other_precisions(small_model, small_task):
+    whole, half = (small_model.spec.build(small_model.parameters).to(dtype) for dtype in (torch.float32, torch.bfloat16))
+    probed = [hi.probe(m, small_task, hops=2, train_sequences=40, sequences=40).accuracy for m in (whole, half)]
+    assert float(abs(probed[0] - probed[1]).max()) < 0.1
+    aligned = [hi.align(m, small_task, hops=2, sequences=10).score for m in (whole, half)]
+    np.testing.assert_allclose(*aligned, atol=0.02)
 
 
 def dataset(low, baseline=0.5):
@@ -150,7 +149,29 @@ def test_one_layer_is_the_same_as_in_all(depth3, task):
 def test_results_go_to_netcdf(small_model, small_task, tmp_path):
     found = hi.probe(small_model, small_task, hops=2, train_sequences=20, sequences=10)
     found.to_netcdf(tmp_path / "p.nc")
-    xr.testing.assert_allclose(xr.load_dataset(tmp_path / "p.nc").accuracy, found.accuracy)
+    back = xr.load_dataset(tmp_path / "p.nc")
+    xr.testing.assert_identical(back, found)
+    assert all("long_name" in variable.attrs for variable in found.variables.values())
+    again = resolved(back.low, back.baseline, back.attrs["hops"], back.attrs["bar"])
+    assert again.held.equals(found.held)
+
+
+def test_the_bar_can_be_another(small_model, small_task):
+    found = hi.probe(small_model, small_task, hops=2, train_sequences=20, sequences=10)
+    assert resolved(found.low, found.baseline, 2, bar=-100.0).held.all()
+    assert not resolved(found.low, found.baseline, 2, bar=1.0).held.any()
+
+
+def test_progress_reaches_its_end(small_model, small_task):
+    heard = []
+    hi.probe(small_model, small_task, hops=2, method="ridge", train_sequences=10, sequences=4, report=heard.append)
+    assert [(one.done, one.total) for one in heard] == [(n, 4) for n in range(1, 5)]
+
+
+def test_swapped_arguments_are_named(small_model, small_task):
+    with pytest.raises(HopInterpError, match="model") as caught:
+        hi.probe(small_task, small_model, hops=2)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
