@@ -99,11 +99,8 @@ class Pairs:
     def to(self, device: str | torch.device) -> Pairs:
         """The same pairs on another device."""
         link = None if self.link is None else self.link.to(device)
-        clean, corrupt = (
-            replace(b, tokens=b.tokens.to(device), labels=b.labels.to(device), find1=b.find1.to(device))
-            for b in (self.clean, self.corrupt)
-        )
-        return Pairs(clean, corrupt, self.position.to(device), self.kind, link, self.redrawn)
+        clean, corrupt, position = self.clean.to(device), self.corrupt.to(device), self.position.to(device)
+        return replace(self, clean=clean, corrupt=corrupt, position=position, link=link)
 
 
 def draw_pairs(
@@ -145,7 +142,7 @@ def draw_pairs(
         rows, chosen = _choose_positions(first, hops, position, generator)
         if not len(rows):
             continue
-        first = task.from_letters(first.tokens[rows, 1:] - task.first_letter, hops)
+        first = first[rows]
         if kind == "resample":
             second, links_of = task.sample(len(rows), hops=hops, generator=generator), torch.zeros_like(rows)
             possible = _differ(first, second, chosen)
@@ -227,7 +224,7 @@ def _edit_one_link(
     """Tries every other letter at find^j(i), in a random order, and keeps the first that does what is asked."""
     task, hops, row = clean.task, int(clean.hops[0]), torch.arange(len(clean))
     place = clean.find[row, links, position]
-    letters = clean.tokens[:, 1:] - task.first_letter
+    letters = clean.letters
     kept, possible = letters.clone(), torch.zeros(len(clean), dtype=torch.bool)
     shifts = torch.rand(len(clean), task.alphabet_size - 1, generator=generator).argsort(1) + 1
     for shift in shifts.unbind(1):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float, Int
@@ -61,11 +60,12 @@ class Cells:
     def _along_chain(self, cells: xr.Dataset) -> xr.Dataset:
         """Two cells a hop, and last the control."""
         assert self.counted is not None
-        hops = range((cells.sizes["cell"] - 1) // 2)
-        grid = pd.MultiIndex.from_product([hops, WHERE], names=["hop", "where"])
-        named = cells.isel(cell=slice(None, -1)).assign_coords(xr.Coordinates.from_pandas_multiindex(grid, "cell"))
-        found = named.unstack("cell").sel(where=list(WHERE))
-        found["pairs"] = ("hop", "where"), self.counted[:, :-1].sum(0).view(len(hops), 2).cpu().numpy()
+        hops = (cells.sizes["cell"] - 1) // 2
+        named = cells.isel(cell=slice(None, -1)).assign_coords(
+            hop=("cell", [j for j in range(hops) for _ in WHERE]), where=("cell", list(WHERE) * hops)
+        )
+        found = named.set_index(cell=("hop", "where")).unstack("cell").sel(where=list(WHERE))
+        found["pairs"] = ("hop", "where"), self.counted[:, :-1].sum(0).view(hops, 2).cpu().numpy()
         control = cells.isel(cell=-1).rename(effect="off_chain", low="off_chain_low", high="off_chain_high")
         return found.merge(control)
 

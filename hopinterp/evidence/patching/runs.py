@@ -18,7 +18,7 @@ from hopinterp.evidence.intervals import LEVEL
 from hopinterp.evidence.patching.effects import Scale, measure
 from hopinterp.evidence.patching.pairs import Pairs, PairSettings, at_position, choose_pairs
 from hopinterp.evidence.patching.positions import By
-from hopinterp.models.hooks import Overwrite, Site, changed, site_of
+from hopinterp.models.hooks import Overwrite, Site, changed
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Advance, Report, counted
 from hopinterp.task import HopTask
@@ -84,6 +84,16 @@ class PairedRuns:
         """The metrics of both, on which effects are measured."""
         return Scale(*(measure(logits, self.pairs.right, self.pairs.wrong) for logits in self.unpatched))
 
+    @property
+    def bar(self) -> float:
+        """Half of the effect that a place of the light cone has where a model uses it and nothing else.
+
+        That is 1 where the patch decides between the pair's two answers; noise from an independent sequence sends the answer
+        anywhere, so that 1/|Σ| of the answers are right by chance.
+        """
+        anywhere = self.direction == "noising" and self.pairs.link is None
+        return 0.5 * (1 - 1 / self.pairs.clean.task.alphabet_size if anywhere else 1.0)
+
     @torch.no_grad()
     def read_logits(self, tokens: Int[Tensor, "pair position"]) -> Float[Tensor, "pair d_vocab"]:
         """The model's logits at each pair's watched position, from the pass that patched runs are made by."""
@@ -121,7 +131,7 @@ class PairedRuns:
         return torch.cat(parts, dim=3)
 
     def runs_in_memory(self, memory: int) -> int:
-        """How many runs fit into so many bytes, by a block's largest arrays: streams, q k v z, the MLP's, scores, pattern."""
+        """How many runs fit into so many bytes, by a block's largest arrays: streams, q k v z, MLP, scores, pattern."""
         sizes, n = self.subject.sizes, self.run_tokens.shape[1]
         numbers = n * (12 * sizes.d_model + 3 * (sizes.d_mlp or 0) + 4 * sizes.n_heads * n)
         return max(1, memory // (4 * int(numbers)))
@@ -198,4 +208,8 @@ class SweptRuns(PairedRuns):
         given: dict[str, Any] = {"read": self.pairs.position, "positions": positions, "memory": memory, "report": report}
         if site.name == "z":
             return head_sweep(weights, *tokens, **given)
-        return resid_sweep(weights, *tokens, **given, site=site.name)[:, None]  # type: ignore[arg-type]
+        logits = resid_sweep(weights, *tokens, **given, site=site.name)  # type: ignore[arg-type]
+        if site.name == "resid_post" and positions is not None:  # the last block's at i is the source's answer, to the bit
+            whole = (positions == self.pairs.position[:, None]).T
+            logits[-1, whole] = self.unpatched[1].expand(*whole.shape, -1)[whole]
+        return logits[:, None]
