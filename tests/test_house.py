@@ -14,7 +14,7 @@ HOUSE = {
     "errors": (),
     "progress": (),
     "task": (),
-    "models": ("blocks", "spec", "fused", "hooks", "gpt2", "store", "subject"),
+    "models": ("blocks", "bridge", "spec", "fused", "hooks", "architectures", "gpt2", "card", "subject", "store"),
     "engine": ("cached_run", "suffix", "sweeps", "per_position"),
     "theory": (
         "program",

@@ -47,7 +47,9 @@ def import_(
     letters: Annotated[int | None, typer.Option(help="Letters in a sequence; two fewer than positions by default.")] = None,
     alphabet: Annotated[int, typer.Option(help="Size of the alphabet.")] = 4,
     max_hops: Annotated[int, typer.Option(help="The largest k.")] = 16,
-    act: Annotated[str, typer.Option(help="The MLP's activation: gelu_new, gelu or relu.")] = "gelu_new",
+    act: Annotated[
+        str | None, typer.Option(help="The MLP's activation: gelu_new (unless a config says other), gelu, relu.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a model directory that is there.")] = False,
     seed: Seed = 0,
     as_json: Json = False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +81,7 @@ def open_model(model: str, device: str, plot: Path | None = None) -> tuple[Subje
 
         plots.check_drawable(plot)
     network, task = store.load_fused(model, found)
-    return replace(Subject.of(network, task), name=Path(model).resolve().name), task
+    return Subject.of(network, task, name=Path(model).resolve().name), task
 
 
 def draw(path: Path | None, kind: str, found: xr.Dataset, **settings: Any) -> None:

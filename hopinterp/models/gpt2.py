@@ -1,81 +1,125 @@
-"""The customs house: a Hugging Face GPT-2 state dict of this task comes in, exactly, as our parameters."""
+"""GPT-2 of Hugging Face: the table of its names, and whole checkpoints of this task, read and checked."""
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from hopinterp.errors import HopInterpError
+from hopinterp.models import architectures
+from hopinterp.models.architectures import Architecture, Stored
+from hopinterp.models.architectures import read_state_dict as read_state_dict
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.spec import ModelSpec, check_fits
+from hopinterp.models.spec import check_fits
 from hopinterp.task import Batch, HopTask
 
-# GPT2Attention once kept its causal mask as buffers; they hold nothing that was learned
-_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")
+# Hugging Face's names of functions that TransformerLens calls otherwise; what is in neither, ModelSpec refuses
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "gelu_python": "gelu"}
+
+# Conv1D's weights are [in, out], as HookedTransformer's are; c_attn holds Q, K and V side by side
+_BLOCK: dict[str, str | Stored] = {
+    **{f"attn.W_{x}": Stored("attn.c_attn.weight", "d (parts h e) -> parts h d e", part) for part, x in enumerate("QKV")},
+    **{f"attn.b_{x}": Stored("attn.c_attn.bias", "(parts h e) -> parts h e", part) for part, x in enumerate("QKV")},
+    "attn.W_O": Stored("attn.c_proj.weight", "(h e) d -> h e d"),
+    "attn.b_O": "attn.c_proj.bias",
+    "ln1.w": "ln_1.weight",
+    "ln1.b": "ln_1.bias",
+    "ln2.w": "ln_2.weight",
+    "ln2.b": "ln_2.bias",
+    "mlp.W_in": "mlp.c_fc.weight",
+    "mlp.b_in": "mlp.c_fc.bias",
+    "mlp.W_out": "mlp.c_proj.weight",
+    "mlp.b_out": "mlp.c_proj.bias",
+}
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a `torch.save`d state dict or of a safetensors file, on the CPU. Nothing is unpickled but tensors.
+def _in_block(entry: str | Stored) -> Stored:
+    stored = Stored(entry) if isinstance(entry, str) else entry
+    return replace(stored, name="h.{layer}." + stored.name)
 
-    Raises:
-        HopInterpError: no such file, damaged, not a state dict, or a pickle that wants to run code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise HopInterpError(f"no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
-            # torch remarks on foreign pickles before it refuses them; our own line says it all
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise HopInterpError(f"{path} holds more than tensors, or is damaged; save model.state_dict() alone") from None
-    except Exception as error:  # torch.load and safetensors raise a dozen kinds on files that are not theirs
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise HopInterpError(f"{path} is no checkpoint, or is truncated ({reason})") from None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise HopInterpError(f"{path} holds no state dict (a mapping from names to tensors)")
-    return dict(state)
+
+def _sizes(source: Any) -> dict[str, Any]:
+    """What a GPT2Config says, of a module or as its config.json has it, that shapes do not show."""
+    config: Mapping[str, Any] = source if isinstance(source, Mapping) else source.config.to_dict()
+    if config.get("scale_attn_by_inverse_layer_idx"):
+        raise HopInterpError("the model's config has scale_attn_by_inverse_layer_idx, which is not read")
+    names = config.get("architectures") or [type(source).__name__]
+    act_fn = config.get("activation_function", "gelu_new")
+    said = {"n_heads": config["n_head"]} if "n_head" in config else {}
+    return said | {
+        "act_fn": _ACTIVATIONS.get(act_fn, act_fn),
+        "eps": config.get("layer_norm_epsilon", 1e-5),
+        "use_attn_scale": config.get("scale_attn_weights", True),
+        # save_pretrained leaves a tied unembedding out
+        "tied": "GPT2LMHeadModel" in names and config.get("tie_word_embeddings", True),
+    }
+
+
+def _logits(module: nn.Module, tokens: Tensor) -> Tensor:
+    """Logits of a GPT2LMHeadModel; of a GPT2Model, as in the paper's code, the first coordinates of what it gives."""
+    found = module(tokens, use_cache=False)
+    logits: Tensor = found.logits if "logits" in found else found.last_hidden_state[..., : module.config.vocab_size]  # type: ignore[union-attr]
+    return logits
+
+
+GPT2 = architectures.register(
+    Architecture(
+        name="GPT-2",
+        modules=("GPT2Model", "GPT2LMHeadModel"),
+        names={
+            "embed.W_E": "wte.weight",
+            "pos_embed.W_pos": "wpe.weight",
+            **{f"blocks.{{layer}}.{ours}": _in_block(theirs) for ours, theirs in _BLOCK.items()},
+            "ln_final.w": "ln_f.weight",
+            "ln_final.b": "ln_f.bias",
+            "unembed.W_U": Stored("lm_head.weight", "v d -> d v"),
+        },
+        sizes=_sizes,
+        defaults={"act_fn": "gelu_new"},
+        logits=_logits,
+        ignored=r"h\.\d+\.attn\.(bias|masked_bias)",  # its causal mask, once kept as buffers
+    )
+)
 
 
 def import_gpt2(
-    path: str | Path,
-    n_heads: int,
+    source: str | Path | nn.Module | Mapping[str, Tensor],
+    n_heads: int | None = None,
     *,
     n_letters: int | None = None,
     alphabet_size: int = 4,
     max_hops: int = 16,
-    act_fn: str = "gelu_new",
+    act_fn: str | None = None,
 ) -> tuple[FusedTransformer, HopTask]:
-    """Read a checkpoint file and check that it makes sense as a model of a task; the paper's task by default.
+    """Read a checkpoint and check that it makes sense as a model of a task; the paper's task by default.
 
     Args:
-        n_heads: cannot be seen from shapes; checked by what the model then answers (see `check_heads`).
+        source: a file, a `save_pretrained` directory, a module, or a state dict in memory.
+        n_heads: needed where no config says it: it cannot be seen from shapes. Checked by what the model then answers
+            (see `check_heads`).
         n_letters: two fewer than the model has positions, as in the paper's code, unless given.
+        act_fn: gelu_new, as GPT-2 has it, where neither this nor a config says otherwise.
 
     Raises:
         HopInterpError: the file, the sizes or the number of heads are wrong.
     """
-    model = convert(read_state_dict(path), n_heads, act_fn)
+    model = architectures.read(source, n_heads, act_fn)
     task = HopTask(max(1, model.spec.n_ctx - 2) if n_letters is None else n_letters, alphabet_size, max_hops)
-    check_heads(model, task)
+    check_fits(model.spec, task)
+    if n_heads is not None:  # else a config said it
+        check_heads(model, task)
     return model, task
 
 
 def convert(state: Mapping[str, Tensor], n_heads: int, act_fn: str = "gelu_new") -> FusedTransformer:
-    """The same network under HookedTransformer's names; depth and widths are read off the shapes.
+    """A GPT-2 state dict under HookedTransformer's names: the same network.
 
     A prefix before `wte.weight` is taken off. Without `lm_head.weight` the unembedding is the identity, as in the
     paper's code: the first coordinates of the last layer norm are the logits.
@@ -86,35 +130,7 @@ def convert(state: Mapping[str, Tensor], n_heads: int, act_fn: str = "gelu_new")
     Raises:
         HopInterpError: not a GPT-2 state dict, sizes that do not fit each other, or numbers that are not finite.
     """
-    state, head = _strip_prefix(
-        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    )
-    wte, wpe = state.pop("wte.weight", None), state.pop("wpe.weight", None)
-    if wte is None or wpe is None or wte.ndim != 2 or wpe.ndim != 2:
-        raise HopInterpError("the checkpoint lacks GPT-2's wte.weight and wpe.weight")
-    d_mlp = state["h.0.mlp.c_fc.weight"].shape[-1] if "h.0.mlp.c_fc.weight" in state else None
-    spec = ModelSpec(
-        n_layers=1 + max((int(match[1]) for name in state if (match := re.match(r"h\.(\d+)\.", name))), default=0),
-        d_model=wte.shape[1],
-        n_heads=n_heads,
-        d_mlp=d_mlp,
-        n_ctx=wpe.shape[0],
-        d_vocab=wte.shape[0],
-        act_fn=act_fn,
-        unembed="identity" if head is None else "learned",
-    )
-    parameters = {"embed.W_E": wte, "pos_embed.W_pos": wpe}
-    for layer in range(spec.n_layers):
-        parameters |= _convert_block(state, f"h.{layer}.", f"blocks.{layer}.", spec)
-    parameters["ln_final.w"] = _take(state, "ln_f.weight", spec.d_model)
-    parameters["ln_final.b"] = _take(state, "ln_f.bias", spec.d_model)
-    parameters["unembed.W_U"] = torch.eye(spec.d_model, spec.d_vocab) if head is None else head.T
-    parameters["unembed.b_U"] = torch.zeros(spec.d_vocab)
-    if state:
-        raise HopInterpError(f"the checkpoint has {len(state)} tensors that are not GPT-2's, the first is {min(state)!r}")
-    parameters = {name: tensor.contiguous() for name, tensor in parameters.items()}
-    spec.check_parameters(parameters)
-    return FusedTransformer(spec, parameters)
+    return architectures.convert(GPT2, state, {"n_heads": n_heads, "act_fn": act_fn})
 
 
 def check_heads(model: FusedTransformer, task: HopTask, sequences: int = 50, seed: int = 0) -> None:
@@ -156,54 +172,3 @@ def _with_heads(model: FusedTransformer, heads: int) -> FusedTransformer:
 @torch.no_grad()
 def _losses(model: FusedTransformer, batch: Batch) -> Float[Tensor, " batch"]:
     return torch.nn.functional.cross_entropy(model(batch.tokens).mT, batch.labels, reduction="none").mean(1)
-
-
-def _strip_prefix(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Names as GPT2Model has them, mask buffers dropped; and the unembedding of a GPT2LMHeadModel, if there is one."""
-    anchors = [name for name in state if name == "wte.weight" or name.endswith(".wte.weight")]
-    if len(anchors) != 1:
-        sample = ", ".join(list(state)[:3])
-        raise HopInterpError(
-            f"not a GPT-2 state dict: it has {len(anchors)} tensors named wte.weight (its names: {sample}, …)"
-        )
-    prefix = anchors[0][: -len("wte.weight")]
-    head = None
-    inner: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name.split(".")[-2:] == ["lm_head", "weight"]:
-            head = tensor
-        elif not name.startswith(prefix):
-            raise HopInterpError(f"the checkpoint has {name!r} beside the model under {prefix!r}")
-        elif not _BUFFERS.match(name[len(prefix) :]):
-            inner[name[len(prefix) :]] = tensor
-    return inner, head
-
-
-def _convert_block(state: dict[str, Tensor], source: str, target: str, spec: ModelSpec) -> dict[str, Tensor]:
-    """One GPT2Block. Its Conv1D weights are [in, out], as HookedTransformer's are; c_attn holds Q, K and V side by side."""
-    d, m, h = spec.d_model, spec.d_mlp, spec.n_heads
-    assert m is not None
-    q, k, v = _take(state, source + "attn.c_attn.weight", d, 3 * d).split(d, dim=1)
-    b_q, b_k, b_v = _take(state, source + "attn.c_attn.bias", 3 * d).split(d)
-    block = {f"attn.W_{x}": rearrange(w, "d (h e) -> h d e", h=h) for x, w in zip("QKV", (q, k, v), strict=True)}
-    block |= {f"attn.b_{x}": b.reshape(h, -1) for x, b in zip("QKV", (b_q, b_k, b_v), strict=True)}
-    block["attn.W_O"] = rearrange(_take(state, source + "attn.c_proj.weight", d, d), "(h e) d -> h e d", h=h)
-    block["attn.b_O"] = _take(state, source + "attn.c_proj.bias", d)
-    for ours, theirs in (("ln1", "ln_1"), ("ln2", "ln_2")):
-        block[f"{ours}.w"] = _take(state, f"{source}{theirs}.weight", d)
-        block[f"{ours}.b"] = _take(state, f"{source}{theirs}.bias", d)
-    block["mlp.W_in"] = _take(state, source + "mlp.c_fc.weight", d, m)
-    block["mlp.b_in"] = _take(state, source + "mlp.c_fc.bias", m)
-    block["mlp.W_out"] = _take(state, source + "mlp.c_proj.weight", m, d)
-    block["mlp.b_out"] = _take(state, source + "mlp.c_proj.bias", d)
-    return {target + name: tensor for name, tensor in block.items()}
-
-
-def _take(state: dict[str, Tensor], name: str, *shape: int) -> Tensor:
-    """Remove and return a tensor, checked."""
-    if name not in state:
-        raise HopInterpError(f"the checkpoint lacks GPT-2's {name}")
-    tensor = state.pop(name)
-    if tuple(tensor.shape) != shape:
-        raise HopInterpError(f"{name} has shape {list(tensor.shape)}; GPT-2 of these sizes has {list(shape)}")
-    return tensor

@@ -1,24 +1,26 @@
-"""The valves: the places of a HookedTransformer where evidence reaches in, and hooks that say so when they did nothing."""
+"""Hook points: where evidence reaches into a model, hooks that say so when they did nothing, and hooks of the user's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from hopinterp.errors import HopInterpError
+from hopinterp.models.blocks import HookFunction as HookFunction
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.spec import check_fits
+from hopinterp.models.fused import pattern as pattern
+from hopinterp.models.fused import resid_post as resid_post
+from hopinterp.models.spec import check_fits, processing
 from hopinterp.task import HopTask
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-HookFunction = Callable[..., Tensor]
 _ROUNDING = 1e-6  # of float32, some units in the last place
 
 
@@ -94,8 +96,9 @@ def hooked(model: HookedTransformer | FusedTransformer, task: HopTask) -> Hooked
 
 
 @contextmanager
-def intervening(model: HookedTransformer, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[None]:
-    """TransformerLens's `model.hooks`, which takes the hooks off whatever happens; and each must have fired by the end.
+def intervening(model: Any, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[None]:
+    """`model.hooks`, as every kind of model here has it: the hooks come off whatever happens; and each must have fired by
+    the end.
 
     Raises:
         RuntimeError: a hook was never reached: the run inside did not do what was asked.
@@ -103,7 +106,7 @@ def intervening(model: HookedTransformer, hooks: Sequence[tuple[str, HookFunctio
     fired = [0] * len(hooks)
 
     def counting(number: int, function: HookFunction) -> HookFunction:
-        def call(activation: Tensor, hook: Any) -> Tensor:
+        def call(activation: Tensor, hook: Any) -> Any:
             fired[number] += 1
             return function(activation, hook=hook)
 
@@ -143,28 +146,29 @@ def changed(before: Tensor, after: Tensor) -> Bool[Tensor, " place"]:
     return ((before - after).abs() > noise).flatten(1).any(1)
 
 
+def is_changed(module: nn.Module) -> bool:
+    """Whether somebody attached hooks of any kind to a module or to a part of it: what they do must show in all that is
+    reported. Those that TransformerLens and transformers attach to their own models do not count."""
+    parts = list(module.modules())
+    if isinstance(wrapped := getattr(module, "original_model", None), nn.Module):  # a bridge registers it as no part
+        parts += wrapped.modules()
+    for part in parts:
+        if getattr(part, "fwd_hooks", None):  # a TransformerLens HookPoint's list of what users gave it
+            return True
+        hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+        if any(not _comes_with(hook) for hook in hooks):
+            return True
+    return False
+
+
+def _comes_with(hook: Any) -> bool:
+    """Whether a hook function is a library's own."""
+    function = getattr(hook, "func", hook)  # of a functools.partial
+    return str(getattr(function, "__module__", "")).startswith(("transformer_lens.", "transformers."))
+
+
 def weights_note(model: HookedTransformer | FusedTransformer) -> str:
-    """What was folded into the weights or centred before we saw them, as far as the weights show it.
-
-    Activations mean different things before and after such processing, so every intervention's result carries this line.
-    """
+    """As `Subject.processing`."""
     if isinstance(model, FusedTransformer):
-        weights, kind = model.parameters, model.spec.normalization_type
-    else:
-        weights, kind = dict(model.named_parameters()), model.cfg.normalization_type
-    norms = {None: "no layer norm", "LN": "layer norm with its weights", "LNPre": "layer norm weights folded in"}
-    writing = [weight for name, weight in weights.items() if name.endswith(("W_E", "W_O", "W_out"))]
-    biases = [weight for name, weight in weights.items() if name.endswith("b_V")]
-    return "; ".join(
-        (
-            norms.get(kind, f"normalization {kind}"),
-            "W_U " + ("centred" if _centred(weights["unembed.W_U"]) else "not centred"),
-            "writing weights " + ("centred" if all(map(_centred, writing)) else "not centred"),
-            "b_V " + ("not zero" if any(bias.any() for bias in biases) else "zero (folded into b_O, or none)"),
-        )
-    )
-
-
-def _centred(weight: Tensor) -> bool:
-    """Whether rows have mean 0, as TransformerLens's `center_unembed` and `center_writing_weights` leave them."""
-    return bool(weight.detach().mean(-1).abs().max() <= 1e-5 * weight.detach().abs().max())
+        return processing(model.parameters, model.spec.normalization_type)
+    return processing(dict(model.named_parameters()), model.cfg.normalization_type)

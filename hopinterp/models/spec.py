@@ -1,4 +1,4 @@
-"""The drawing office: ModelSpec, the sizes of a model, and the HookedTransformer it stands for."""
+"""ModelSpec: the sizes of a model, the parameters it has, and the TransformerLens model that it stands for."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ import torch
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
+from hopinterp.models import bridge
 from hopinterp.models.blocks import ACTIVATIONS
 from hopinterp.task import HopTask
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens import HookedTransformer
 
 Normalization = Literal["LN", "LNPre"]
 PAPER_HEADS = {4: 128, 8: 256}
 """The paper's two widths (its Table 2): d_model by number of heads."""
+
+# A native bridge knows no unscaled scores: it takes use_attn_scale=False for sqrt(d_head), and refuses to divide by 1. By
+# this it divides: in float32 the same as 1.
+_UNSCALED = 1 + 2e-9
 
 # HookedTransformerConfig fields that change the forward pass and that a ModelSpec does not carry: a model is read as a
 # spec only where each of them has the value given here.
@@ -129,24 +134,24 @@ class ModelSpec:
 
     @classmethod
     def from_model(cls, model: HookedTransformer) -> ModelSpec:
-        """The spec of a HookedTransformer.
+        """The spec of a HookedTransformer. Raises HopInterpError as `from_config` does."""
+        return cls.from_config(model.cfg, model.unembed.W_U, model.cfg.normalization_type)
+
+    @classmethod
+    def from_config(cls, config: Any, unembedding: Tensor, normalization: str | None) -> ModelSpec:
+        """The spec of a TransformerLens configuration, the model's W_U and its kind of layer norm.
 
         Raises:
-            HopInterpError: its config has a feature that a ModelSpec does not carry (rotary positions, RMS norm, …).
+            HopInterpError: the config has a feature that a ModelSpec does not carry (rotary positions, RMS norm, …).
         """
-        config = model.cfg
         for name, plain in _PLAIN_CONFIG.items():
             value = getattr(config, name, plain)
             if value != plain:
                 raise HopInterpError(f"the model's config has {name} = {value!r}; a ModelSpec stands for {plain!r}")
-        scale = config.attn_scale if config.use_attn_scale else None
-        if scale is not None and not math.isclose(scale, math.sqrt(config.d_head)):
-            raise HopInterpError(f"the model's attn_scale is {scale}; a ModelSpec stands for sqrt(d_head)")
         if config.d_vocab_out != config.d_vocab:
             raise HopInterpError(f"the model has {config.d_vocab} tokens in and {config.d_vocab_out} out; they must agree")
-        identity = not model.unembed.W_U.requires_grad and bool(
-            torch.equal(model.unembed.W_U, torch.eye(config.d_model, config.d_vocab, device=model.unembed.W_U.device))
-        )
+        frozen = not unembedding.requires_grad
+        identity = frozen and torch.equal(unembedding.cpu(), torch.eye(config.d_model, config.d_vocab))
         return cls(
             n_layers=config.n_layers,
             d_model=config.d_model,
@@ -156,9 +161,9 @@ class ModelSpec:
             n_ctx=config.n_ctx,
             d_vocab=config.d_vocab,
             act_fn=config.act_fn or "gelu",
-            normalization_type=config.normalization_type,
+            normalization_type=normalization,  # type: ignore[arg-type]  # checked there
             attn_only=config.attn_only,
-            use_attn_scale=config.use_attn_scale,
+            use_attn_scale=_scales(config),
             unembed="identity" if identity else "learned",
             eps=config.eps,
         )
@@ -231,49 +236,56 @@ class ModelSpec:
         ):
             raise HopInterpError("unembed.W_U is not the identity that the spec names")
 
-    def config(self) -> HookedTransformerConfig:
-        """The TransformerLens configuration of these sizes."""
-        from transformer_lens import HookedTransformerConfig
-
-        return HookedTransformerConfig(
-            n_layers=self.n_layers,
-            d_model=self.d_model,
-            n_heads=self.n_heads,
-            d_head=self.d_head,
-            d_mlp=self.d_mlp,
-            n_ctx=self.n_ctx,
-            d_vocab=self.d_vocab,
-            d_vocab_out=self.d_vocab,
-            act_fn=self.act_fn,
-            normalization_type=self.normalization_type,
-            attn_only=self.attn_only,
-            use_attn_scale=self.use_attn_scale,
-            eps=self.eps,
-            default_prepend_bos=False,
-            init_weights=False,
-            device="cpu",
-        )
+    def config(self) -> dict[str, Any]:
+        """The fields of the TransformerLens configuration of these sizes."""
+        carried = {name: value for name, value in self.to_dict().items() if name != "unembed"}
+        return carried | {"d_vocab_out": self.d_vocab, "default_prepend_bos": False, "init_weights": False, "device": "cpu"}
 
     def build(self, parameters: Mapping[str, Tensor], device: str | torch.device = "cpu") -> HookedTransformer:
-        """A HookedTransformer with these parameters (copied), in eval mode.
+        """The TransformerLens model with these parameters (copied), in eval mode: a HookedTransformer; from 4.0 on,
+        which has none, a TransformerBridge.
 
         Raises:
             HopInterpError: the parameters do not fit the spec.
         """
-        from transformer_lens import HookedTransformer
-
         self.check_parameters(parameters)
+        try:
+            from transformer_lens import HookedTransformer
+        except ImportError:  # TransformerLens 4
+            model = self._bridge(parameters)
+        else:
+            model = self._hooked(HookedTransformer, parameters)
+        if str(device) != "cpu":
+            model.to(device)
+        return model.eval()
+
+    def _hooked(self, made: type[HookedTransformer], parameters: Mapping[str, Tensor]) -> HookedTransformer:
+        from transformer_lens import HookedTransformerConfig
+
         with warnings.catch_warnings():
-            # it says that 4.0 removes HookedTransformer: known, and pinned against
+            # it says that 4.0 removes HookedTransformer: known, and `_bridge` is there for it
             warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-            model = HookedTransformer(self.config(), move_to_device=False)
+            model = made(HookedTransformerConfig(**self.config()), move_to_device=False)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(parameters[name])
                 parameter.requires_grad_(self.is_trained(name))
-        if str(device) != "cpu":
-            model.to(device)
-        return model.eval()
+        return model
+
+    def _bridge(self, parameters: Mapping[str, Tensor]) -> Any:
+        scale = {} if self.use_attn_scale else {"use_attn_scale": True, "attn_scale": _UNSCALED}
+        frozen = {name for name in parameters if not self.is_trained(name)}
+        return bridge.build(self.config() | scale, parameters, frozen)
+
+
+def _scales(config: Any) -> bool:
+    """Whether attention scores are divided by sqrt(d_head). Raises HopInterpError where they are by anything else."""
+    scale = config.attn_scale if config.use_attn_scale else 1.0
+    if scale <= 0 or math.isclose(scale, math.sqrt(config.d_head)):  # a bridge's -1 stands for sqrt(d_head)
+        return bool(config.use_attn_scale)
+    if not math.isclose(scale, _UNSCALED, rel_tol=1e-8):
+        raise HopInterpError(f"the model's attn_scale is {scale}; a ModelSpec stands for sqrt(d_head)")
+    return False
 
 
 def _check_size(name: str, value: object) -> None:
@@ -281,10 +293,33 @@ def _check_size(name: str, value: object) -> None:
         raise HopInterpError(f"{name} is {value!r}; it must be a whole number of at least 1")
 
 
-def check_fits(sizes: ModelSpec | HookedTransformerConfig, task: HopTask) -> None:
+def check_fits(sizes: Any, task: HopTask) -> None:
     """Raise HopInterpError unless a model of these sizes can read the task's sequences and name its answers."""
     tokens = min(sizes.d_vocab, getattr(sizes, "d_vocab_out", sizes.d_vocab))
     if tokens < task.d_vocab:
         raise HopInterpError(f"the task needs {task.d_vocab} tokens; the model has {tokens}")
     if sizes.n_ctx < task.n_positions:
         raise HopInterpError(f"the task needs {task.n_positions} positions; the model has {sizes.n_ctx}")
+
+
+def processing(weights: Mapping[str, Tensor], normalization: str | None) -> str:
+    """What was folded into weights or centred before we saw them, as far as they show it.
+
+    Activations mean different things before and after such processing, so every intervention's result carries this line.
+    """
+    norms = {None: "no layer norm", "LN": "layer norm with its weights", "LNPre": "layer norm weights folded in"}
+    writing = [weight for name, weight in weights.items() if name.endswith(("W_E", "W_O", "W_out"))]
+    biases = [weight for name, weight in weights.items() if name.endswith("b_V")]
+    return "; ".join(
+        (
+            norms.get(normalization, f"normalization {normalization}"),
+            "W_U " + ("centred" if _centred(weights["unembed.W_U"]) else "not centred"),
+            "writing weights " + ("centred" if all(map(_centred, writing)) else "not centred"),
+            "b_V " + ("not zero" if any(bias.any() for bias in biases) else "zero (folded into b_O, or none)"),
+        )
+    )
+
+
+def _centred(weight: Tensor) -> bool:
+    """Whether rows have mean 0, as TransformerLens's `center_unembed` and `center_writing_weights` leave them."""
+    return bool(weight.detach().mean(-1).abs().max() <= 1e-5 * weight.detach().abs().max())

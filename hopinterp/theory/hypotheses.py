@@ -40,7 +40,7 @@ class Hypothesis:
     looks: Callable[[int], Iterable[int]] | None = None
     form_of: str = ""
     ink: str = "#000000"
-    dashes: tuple[float, float] = (1, 0)
+    dashes: tuple[float, float] = (1.0, 0.0)
     program: Write | None = None
 
     @property
@@ -164,7 +164,7 @@ register(
         looks=lambda r: (max(1, r),),
         form_of="doubling",
         ink="#0072B2",
-        dashes=(4, 2),
+        dashes=(4.0, 2.0),
         program=programs.lookup,
     )
 )
@@ -186,7 +186,7 @@ register(
         step=lambda r: r + 1,
         looks=lambda r: (max(1, r),),
         ink="#009E73",
-        dashes=(1, 1.5),
+        dashes=(1.0, 1.5),
         program=programs.sequential,
     )
 )

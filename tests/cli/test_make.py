@@ -40,6 +40,22 @@ def test_construct_and_use(run, run_json, tmp_path):
     assert run("eval", tmp_path / "m", "--sequences", 5)[0] == 0
 
 
+def test_import_of_what_save_pretrained_wrote(run, tmp_path, capsys):
+    """Its config says the heads."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 30, "n_positions": 22, "n_embd": 32, "n_layer": 1, "n_head": 4}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)).save_pretrained(tmp_path / "gpt2")
+    capsys.readouterr()  # transformers remarks on the small vocabulary
+    status, out, _ = run("import", tmp_path / "gpt2", "--max-hops", 4, "--out", tmp_path / "m")
+    assert status == 0
+    assert "1 blocks, d_model 32, 4 heads. Solves not even k = 1" in out
+    card = store.read_card(tmp_path / "m")
+    assert card.made == {"how": "imported from gpt2", "heads": 4}
+    assert (card.task.n_letters, card.task.max_hops) == (20, 4)
+    assert set(card.errors["high"]) == {"1", "2", "3", "4"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -160,6 +160,81 @@ def test_the_right_number_of_heads_passes(depth3, depth4_1000_samples, task):
     gpt2.check_heads(gpt2.convert(untrained, 4), task)
 
 
+@pytest.mark.parametrize("kind", ["file", "directory", "module", "state dict"])
+def test_import_takes_every_form(tmp_path, kind):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=30, n_positions=100, n_embd=32, n_layer=2, n_head=4, attn_implementation="eager")
+    random_model = GPT2Model(config).eval()
+    random_model.save_pretrained(tmp_path)
+    source = {
+        "file": tmp_path / "model.safetensors",
+        "directory": tmp_path,
+        "module": random_model,
+        "state dict": random_model.state_dict(),
+    }[kind]
+    model, task = gpt2.import_gpt2(source, 4 if kind == "state dict" else None)
+    assert task == HopTask()
+    check_equal(model, random_model, task.sample(2, seed=0).tokens)
+
+
+def test_a_tied_unembedding_is_not_lost(tmp_path, task):
+    """save_pretrained leaves it out of the file: the config alone says that there is one."""
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_positions=100, n_embd=32, n_layer=1, n_head=2)).eval()
+    theirs.save_pretrained(tmp_path)
+    tokens = task.sample(3, seed=0).tokens
+    model, _ = gpt2.import_gpt2(tmp_path)
+    assert model.spec.unembed == "learned"
+    assert torch.allclose(model(tokens), theirs(tokens).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"activation_function": "silu"}, "act_fn is 'silu'; it must be one of gelu, gelu_new, relu"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx, which is not read"),
+        ({"add_cross_attention": True}, "tensors that are not GPT-2's"),
+    ],
+)
+def test_features_that_are_not_read(settings, words):
+    config = GPT2Config(vocab_size=30, n_positions=100, n_embd=32, n_layer=2, n_head=2, **settings)
+    with pytest.raises(HopInterpError, match=words):
+        gpt2.import_gpt2(GPT2Model(config).eval())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"activation_function": "relu"},
+        {"activation_function": "gelu"},
+        {"activation_function": "gelu_pytorch_tanh"},
+        {"layer_norm_epsilon": 0.1},
+        {"scale_attn_weights": False},
+        {"n_inner": 40},
+    ],
+)
+def test_the_config_is_obeyed(settings, task):
+    """Each changes the function; the module beside it says whether we have read it."""
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=30, n_positions=100, n_embd=32, n_layer=2, n_head=4, **settings)
+    theirs = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.mul_(4).add_(0.1 * torch.randn_like(p))
+    model, _ = gpt2.import_gpt2(theirs)
+    tokens = task.sample(2, seed=0).tokens
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        assert torch.allclose(model(tokens), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_what_contradicts_the_config(random_model):
+    with pytest.raises(HopInterpError, match="n_heads is 8; the model's own config says 4"):
+        gpt2.import_gpt2(random_model, 8)
+    with pytest.raises(HopInterpError, match="act_fn is 'relu'; the model's own config says 'gelu_new'"):
+        gpt2.import_gpt2(random_model, act_fn="relu")
+
+
 def test_a_task_too_large_for_the_checkpoint(depth3):
     with pytest.raises(HopInterpError, match="the task needs 43 tokens; the model has 30"):
         gpt2.check_heads(depth3, HopTask(98, 24, 16))

@@ -17,8 +17,9 @@ def saved(tmp_path, small_model, small_task):
 
 
 def test_round_trip(saved, small_model, small_task):
-    fused, card = store.load_fused(saved)
-    assert card.task == small_task
+    fused, task = store.load_fused(saved)
+    card = store.read_card(store.find(saved))
+    assert task == card.task == small_task
     assert card.spec == small_model.spec
     assert card.made == {"how": "by a test"}
     assert card.errors == {"errors": {"1": 0.5}}
@@ -34,6 +35,20 @@ def test_a_hooked_transformer_saves_to_the_same_bytes(saved, tmp_path, small_tas
     hooked, _ = hi.load(saved)
     again = hi.save(tmp_path / "again", hooked, small_task, {"how": "again"})
     assert again.sha256 == store.read_card(saved).sha256
+
+
+def test_whatever_has_weights_saves(tmp_path, small_task):
+    """A Hugging Face module, saved, is the same function; a function has nothing to save."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=small_task.d_vocab, n_positions=22, n_embd=32, n_layer=1, n_head=2)
+    module = GPT2LMHeadModel(config).eval()
+    card = hi.save(tmp_path / "m", module, small_task, {"how": "by a test"})
+    assert card.spec.n_heads == 2
+    tokens = small_task.sample(2, seed=0).tokens
+    assert torch.allclose(store.load_fused(tmp_path / "m")[0](tokens), module(tokens).logits, atol=1e-5)
+    with pytest.raises(HopInterpError, match="saving needs the model's blocks; a function gives only answers"):
+        hi.save(tmp_path / "n", lambda tokens: torch.zeros(*tokens.shape, 11), small_task, {})
 
 
 def edit_card(directory, **changes):
