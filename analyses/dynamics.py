@@ -65,9 +65,9 @@ def timetable(run: Path, batch: int) -> dict[int, tuple[int, int]]:
 def measured(path: Path, letters: int, sequences: int, seed: int) -> xr.Dataset:
     """What one kept model does, holds and stands for. Names are those of `evaluate`, `probe` and `transplant`; `full_error`
     is err_k at full length, `error` err_k at the length of the moment, for k up to HOPS + 1."""
-    model, card = hi.load_fused(path)
-    task = replace(card.task, n_letters=letters)
-    full = hi.evaluate(model, card.task, sequences=sequences, seed=seed)[["error", "low", "high"]]
+    model, whole = hi.load_fused(path)
+    task = replace(whole, n_letters=letters)
+    full = hi.evaluate(model, whole, sequences=sequences, seed=seed)[["error", "low", "high"]]
     full = full.rename(error="full_error", low="full_low", high="full_high")
     now = hi.evaluate(model, task, range(1, HOPS + 2), sequences=sequences, seed=seed)[["error", "low", "high"]]
     now = now.rename(low="error_low", high="error_high")

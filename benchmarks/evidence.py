@@ -206,8 +206,7 @@ def main() -> None:
     spec = hi.ModelSpec.paper(5)
     model = FusedTransformer(spec, spec.initial_parameters(0))
     if settings.model:
-        model, card = hi.load_fused(settings.model)
-        task = card.task
+        model, task = hi.load_fused(settings.model)
     with threadpool_limits(1):
         found: dict[str, Any] = {"batches": batches(settings.rounds), "fused": fused(settings.rounds)}
         found["alignment"] = alignment(model, task, settings.rounds)

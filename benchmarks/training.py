@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import hopinterp as hi
-from hopinterp.training.loop import Run
+from hopinterp.training.run import Run
 
 BATCH = 64
 STEPS = 5

@@ -24,3 +24,20 @@ class Progress:
 
 Report = Callable[[Progress], None]
 """What functions that take long call as they go on."""
+
+
+Advance = Callable[[int], None]
+"""Told how many units of some work are done since it was last told."""
+
+
+def counted(what: str, total: int, report: Report | None) -> Advance:
+    """What counts the units of one piece of work and reports how many are done in all."""
+    done = 0
+
+    def advance(units: int) -> None:
+        nonlocal done
+        done += units
+        if report and units:
+            report(Progress(what, done, total))
+
+    return advance

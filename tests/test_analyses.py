@@ -30,7 +30,7 @@ def executed(path, folder, monkeypatch, authors_files=None):
     if authors_files is not None:
         monkeypatch.setenv("HOPINTERP_PAPER_DIR", str(authors_files))
     notebook = nbformat.read(work / path.name, as_version=4)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(work)}})
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(work)}})
     return client.execute().cells
 
 

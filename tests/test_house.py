@@ -16,8 +16,18 @@ HOUSE = {
     "task": (),
     "models": ("blocks", "bridge", "spec", "fused", "hooks", "architectures", "gpt2", "card", "subject", "store"),
     "engine": ("cached_run", "suffix", "sweeps", "per_position"),
-    "theory": ("program", "compiler", "causal", "construction", "predictions", "hypotheses", "mpc", "doubling", "margins"),
-    "training": ("config", "curriculum", "record", "loop"),
+    "theory": (
+        "program",
+        "compiler",
+        "causal",
+        "programs",
+        "hypotheses",
+        "construction",
+        "predictions",
+        "mpc",
+        "doubling",
+        "margins",
+    ),
     "evidence": (
         "intervals",
         "datasets",
@@ -36,10 +46,12 @@ HOUSE = {
         "transplants.pairs",
         "transplants.interchange",
         "transplants.alignment_search",
+        "kinds",
     ),
-    "judgement": ("readings", "rules", "verdict"),
-    "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "report"),
-    "cli": ("shared", "make", "read", "intervene", "judge", "__init__"),
+    "training": ("config", "curriculum", "run", "record", "loop"),
+    "judgement": ("readings", "rules", "records", "verdict"),
+    "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "plates", "report"),
+    "cli": ("shared", "make", "train", "read", "intervene", "judge", "__init__"),
 }
 """Rooms from the lowest up, and the files of each from the lowest up: a file imports only what stands before it."""
 ORDER = [f"{room}.{name}" if name else room for room, files in HOUSE.items() for name in files or ("",)]

@@ -1,4 +1,4 @@
-"""The front door: the `hopinterp` command parses, calls and prints. No science in it, and no torch until it is needed."""
+"""The `hopinterp` command: it parses, calls and prints. No science in it, and no torch until it is needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from hopinterp.cli import intervene, judge, make, read  # noqa: F401 (importing them registers their commands)
+from hopinterp.cli import intervene, judge, make, read, train  # noqa: F401 (importing them registers their commands)
 from hopinterp.cli.shared import INTERRUPTED, app
 from hopinterp.errors import HopInterpError
 

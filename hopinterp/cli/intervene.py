@@ -1,8 +1,7 @@
-"""The front door to the evidence that changes a run: patch, transplant."""
+"""The commands that change what a model computes: patch, transplant."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,14 +10,13 @@ from hopinterp.cli.shared import (
     Device,
     Hops,
     Json,
+    Layer,
     Model,
     Plot,
     Seed,
     app,
-    check_drawable,
-    counting,
     draw,
-    find_device,
+    open_model,
     print_json,
     show,
     working,
@@ -57,21 +55,19 @@ def patch(
     """Activation patching: where, at each block, the information is that the answer needs."""
     from hopinterp.evidence.patching.activation import patch as run_patch
     from hopinterp.evidence.patching.effects import METRICS
-    from hopinterp.models import store
     from hopinterp.views import tables
 
     metric = metric or ("probability" if by == "chain" else "logit_difference")
     if metric not in METRICS:
         raise HopInterpError(f"--metric is {metric!r}; it is one of {', '.join(METRICS)}")
-    network, card = store.load_fused(model, find_device(device))
-    check_drawable(plot)
-    with counting("patching") as report:
+    subject, task = open_model(model, device, plot)
+    with working("patching") as report:
         found = run_patch(
-            network, card.task, hops, site=site, by=by, pairs=pairs, link=link, position=position,  # type: ignore[arg-type]
+            subject, task, hops, site=site, by=by, pairs=pairs, link=link, position=position,  # type: ignore[arg-type]
             direction=direction,  # type: ignore[arg-type]
             sequences=sequences, seed=seed, memory=memory * 2**20, report=report,
         )  # fmt: skip
-    title = f"{Path(model).resolve().name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"
+    title = f"{subject.name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"
     draw(plot, "light_cone" if by == "chain" else "patch_heatmap", found, metric=metric, title=title)
     if as_json:
         print_json(tables.patch_json(found, metric))
@@ -83,7 +79,7 @@ def patch(
 def transplant(
     model: Model,
     hops: Hops,
-    layer: Annotated[int | None, typer.Option(help="One block, counted from 0; every block by default.")] = None,
+    layer: Layer = None,
     heads: Annotated[bool, typer.Option("--heads", help="Each head's output instead of the block's.")] = False,
     match: Annotated[
         str, typer.Option(help="What both sequences share at i: nothing, letter, neighbour (also the left one), occurrence.")
@@ -100,27 +96,17 @@ def transplant(
 ) -> None:
     """Interchange interventions: what each block's output stands for, "r hops done" or nothing of the kind."""
     from hopinterp.evidence.transplants.interchange import transplant as run_transplant
-    from hopinterp.models import store
     from hopinterp.views import tables
 
-    network, card = store.load_fused(model, find_device(device))
-    check_drawable(plot)
+    subject, task = open_model(model, device, plot)
     if heads and plot is not None:
         raise HopInterpError("the figure is of whole blocks: --plot and --heads do not go together")
-    layers = None if layer is None else [layer]
-    with working("transplanting"):
+    with working("transplanting") as report:
         found = run_transplant(
-            network,
-            card.task,
-            hops,
-            layers,
-            heads=heads,
-            match=match,
-            next_agrees=next_agrees,
-            sequences=sequences,
-            seed=seed,
-        )
-    draw(plot, "iia_by_r", found, title=f"{Path(model).resolve().name}, k = {hops}: what a block's output stands for")
+            subject, task, hops, layer, heads=heads, match=match, next_agrees=next_agrees,
+            sequences=sequences, seed=seed, report=report,
+        )  # fmt: skip
+    draw(plot, "iia_by_r", found, title=f"{subject.name}, k = {hops}: what a block's output stands for")
     if as_json:
         print_json(tables.transplant_json(found))
     else:

@@ -1,4 +1,4 @@
-"""The front door to the verdict."""
+"""The command that judges: verify."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopinterp.cli.shared import Device, Json, Model, Seed, app, find_device, hop_range, print_json, show, telling
+from hopinterp.cli.shared import Device, Json, Model, Seed, app, hop_range, open_model, print_json, show, working
 
 if TYPE_CHECKING:
-    from hopinterp.models.store import Card
+    from hopinterp.judgement.records import Survey, Verdict
 
 
 @app.command()
@@ -26,36 +26,33 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """The verdict: does the model double its hops, go one by one, or do something else?"""
-    from hopinterp.judgement.verdict import Survey, verify_all
-    from hopinterp.judgement.verdict import verify as run_verify
-    from hopinterp.models import store
+    from hopinterp.judgement import verdict
     from hopinterp.views import report as reports
     from hopinterp.views import statements
 
-    network, card = store.load_fused(model, find_device(device))
-    task, name = card.task, Path(model).resolve().name
-    ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [_theorem(card)]
-    task.check_hops(*(ks or []))
+    subject, task = open_model(model, device)
+    ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [_theorem(model)]
+    task.hop_counts(ks)
     if report is not None:
         reports.check_writable(report)
-    with telling() as said:
+    found: Verdict | Survey
+    with working("gathering evidence") as said:
         if ks is not None and len(ks) == 1:
-            found: Survey | None = None
-            one = run_verify(network, task, ks[0], sequences=sequences, seed=seed, report=said)
+            found = verdict.verify(subject, task, ks[0], sequences=sequences, seed=seed, report=said)
         else:
-            found = verify_all(network, task, ks, sequences=sequences, seed=seed, report=said)
+            found = verdict.verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
         if report is not None:
-            said("report")
-            reports.write_report(report, found or one, name, network, task)
+            reports.write_report(report, found, subject.name, subject, task)
     if as_json:
-        print_json(statements.survey_json(found) if found else statements.verdict_json(one))
-    elif found:
-        show(statements.survey_table(found), statements.survey_reading(found, name))
+        print_json(found.to_json())
     else:
-        show(statements.verdict_table(one), statements.verdict_reading(one, name))
+        show(statements.judged_table(found), found.reading)
 
 
-def _theorem(card: Card) -> int:
+def _theorem(model: str) -> int:
     """The k that a model was built for, or the largest k < 2^(L−1), which Theorem 4.2 grants its depth."""
+    from hopinterp.models import store
+
+    card = store.read_card(store.find(model))
     built_for: int | None = card.made.get("hops")
     return built_for or max(1, min(2 ** (card.spec.n_layers - 1) - 1, card.task.max_hops))

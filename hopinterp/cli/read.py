@@ -1,8 +1,7 @@
-"""The front door to the evidence that only looks: eval, attention, probe."""
+"""The commands that only look at a model: eval, attention, probe."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,14 +10,14 @@ from hopinterp.cli.shared import (
     Device,
     Hops,
     Json,
+    Layer,
     Model,
     Plot,
     Seed,
     app,
-    check_drawable,
     draw,
-    find_device,
     hop_range,
+    open_model,
     print_json,
     show,
     working,
@@ -38,18 +37,16 @@ def eval_(
 ) -> None:
     """err_k: the share of answers that are wrong, for each k."""
     from hopinterp.evidence.reading.behaviour import evaluate
-    from hopinterp.models import store
     from hopinterp.views import tables
 
-    network, card = store.load_fused(model, find_device(device))
-    check_drawable(plot)
-    with working("answering"):
-        found = evaluate(network, card.task, hop_range(hops, card.task.max_hops), sequences, seed, dropout)
-    draw(plot, "error_curve", found, title=f"{Path(model).resolve().name}: err_k")
+    subject, task = open_model(model, device, plot)
+    with working("answering") as report:
+        found = evaluate(subject, task, hop_range(hops, task.max_hops), sequences, seed, dropout, report=report)
+    draw(plot, "error_curve", found, title=f"{subject.name}: err_k")
     if as_json:
         print_json(tables.errors_json(found))
     else:
-        show(tables.errors_table(found), tables.errors_reading(found, Path(model).resolve().name))
+        show(tables.errors_table(found), tables.errors_reading(found, subject.name))
 
 
 @app.command()
@@ -64,21 +61,13 @@ def attention(
 ) -> None:
     """Which find^j each head attends to."""
     from hopinterp.evidence.reading.attention import align
-    from hopinterp.models import store
     from hopinterp.views import tables
 
-    network, card = store.load_fused(model, find_device(device))
-    check_drawable(plot)
-    with working("reading attention patterns"):
-        found = align(network, card.task, hops, sequences, seed)
-    draw(
-        plot,
-        "alignment_heatmap",
-        found,
-        k=hops,
-        title=f"{Path(model).resolve().name}: alignment with find^j (cosine), k = {hops}",
-    )
-    one = found.sel(k=hops)
+    subject, task = open_model(model, device, plot)
+    with working("reading attention patterns") as report:
+        found = align(subject, task, hops, sequences, seed, report=report)
+    draw(plot, "alignment_heatmap", found, k=hops, title=f"{subject.name}: alignment with find^j (cosine), k = {hops}")
+    one = found.sel(hops=hops)
     if as_json:
         print_json(tables.attention_json(one, hops))
     else:
@@ -89,7 +78,7 @@ def attention(
 def probe(
     model: Model,
     hops: Hops,
-    layer: Annotated[int | None, typer.Option(help="One block, counted from 0; every block by default.")] = None,
+    layer: Layer = None,
     target: Annotated[str, typer.Option(help="token: the letter at find^j(i); position: find^j(i) itself.")] = "token",
     method: Annotated[str, typer.Option(help="logistic, or ridge for a quick scan.")] = "logistic",
     sequences: Annotated[int, typer.Option(help="Held-out sequences.")] = 100,
@@ -101,23 +90,16 @@ def probe(
 ) -> None:
     """Which hops can be read off each block's output, linearly."""
     from hopinterp.evidence.reading.probes import probe as run_probe
-    from hopinterp.models import store
     from hopinterp.views import tables
 
-    network, card = store.load_fused(model, find_device(device))
-    check_drawable(plot)
-    layers = None if layer is None else [layer]
-    with working("fitting probes"):
+    subject, task = open_model(model, device, plot)
+    with working("fitting probes") as report:
         found = run_probe(
-            network, card.task, hops, target=target, layers=layers, method=method,  # type: ignore[arg-type]
-            train_sequences=train_sequences, sequences=sequences, seed=seed,
+            subject, task, hops, target=target, layers=layer, method=method,  # type: ignore[arg-type]
+            train_sequences=train_sequences, sequences=sequences, seed=seed, report=report,
         )  # fmt: skip
-    draw(
-        plot,
-        "probe_staircase",
-        found,
-        title=f"{Path(model).resolve().name}, k = {hops}: {target} at find^j(i), read from block ℓ",
-    )
+    title = f"{subject.name}, k = {hops}: {target} at find^j(i), read from block ℓ"
+    draw(plot, "probe_staircase", found, title=title)
     if as_json:
         print_json(tables.probe_json(found))
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +16,6 @@ from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.progress import Progress, Report
 
-ResidSite = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 RESID_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 MEMORY = 2**30
 """How many bytes a sweep may take for patched runs, unless told otherwise."""
@@ -29,28 +27,28 @@ _ROWS = 3000  # residual vectors carried at once; more are no faster
 @torch.no_grad()
 def resid_sweep(
     model: FusedTransformer,
-    run_tokens: Int[Tensor, "batch position"],
-    source_tokens: Int[Tensor, "batch position"],
+    run_tokens: Int[Tensor, "..."],
+    source_tokens: Int[Tensor, "..."],
     *,
-    site: ResidSite = "resid_pre",
-    read: int | Int[Tensor, " batch"] | None = None,
-    positions: Int[Tensor, "batch chain"] | None = None,
+    site: str = "resid_pre",
+    read: int | Int[Tensor, "..."] | None = None,
+    positions: Int[Tensor, "..."] | None = None,
     memory: int = MEMORY,
     report: Report | None = None,
-) -> Float[Tensor, "layer position batch d_vocab"]:
+) -> Float[Tensor, "layer cell batch d_vocab"]:
     """Logits at one position of each sequence, for every (block, position) whose vector is replaced by the source run's.
 
     Args:
-        run_tokens: the sequences that are run and patched.
-        source_tokens: the sequences whose activations are put in, one for each.
+        run_tokens: [batch, position], the sequences that are run and patched.
+        source_tokens: likewise, the sequences whose activations are put in, one for each.
         site: the vector that is replaced, by TransformerLens's name (`hook_` left out).
-        read: the position whose logits are wanted, one for all or one a sequence; the last by default.
-        positions: the positions to patch, for each sequence its own (a chain); by default every position of all.
+        read: the position whose logits are wanted, one for all or [batch], one a sequence; the last by default.
+        positions: [batch, chain], the positions to patch, for each sequence its own; by default every position of all.
         memory: bytes for the patched runs that are carried at once. Sequences are taken one after the other in any case.
         report: called after every sequence.
 
     Returns:
-        [layer, position, batch, d_vocab]. With `positions`, the second dim runs over their columns.
+        [layer, position, batch, d_vocab]; with `positions`, the second dim runs over their columns.
 
     Raises:
         HopInterpError: tokens of different shapes, an unknown site, or positions that the sequences do not have.
@@ -64,14 +62,14 @@ def resid_sweep(
 @torch.no_grad()
 def head_sweep(
     model: FusedTransformer,
-    run_tokens: Int[Tensor, "batch position"],
-    source_tokens: Int[Tensor, "batch position"],
+    run_tokens: Int[Tensor, "..."],
+    source_tokens: Int[Tensor, "..."],
     *,
-    read: int | Int[Tensor, " batch"] | None = None,
-    positions: Int[Tensor, "batch chain"] | None = None,
+    read: int | Int[Tensor, "..."] | None = None,
+    positions: Int[Tensor, "..."] | None = None,
     memory: int = MEMORY,
     report: Report | None = None,
-) -> Float[Tensor, "layer head position batch d_vocab"]:
+) -> Float[Tensor, "layer head cell batch d_vocab"]:
     """Logits at one position of each sequence, for every (block, head, position) whose z is replaced by the source run's.
 
     Takes what `resid_sweep` takes. A head writes to its own position only, so the patch is one of the next block's
@@ -80,7 +78,7 @@ def head_sweep(
     return _Sweep.of(model, run_tokens, source_tokens, read, positions, 1, _head_entries).logits(memory, report)
 
 
-def _resid_entries(site: ResidSite, base: Base, source: Run) -> Float[Tensor, "layer unit position d_model"]:
+def _resid_entries(site: str, base: Base, source: Run) -> Float[Tensor, "layer unit position d_model"]:
     """A patch of each block's vector as one of a resid_pre, here or in the next block (see `_Sweep`)."""
     run, layers = base.run, range(len(base.layouts))
     if site == "resid_pre":
@@ -128,10 +126,10 @@ class _Sweep:
     def of(
         cls,
         model: FusedTransformer,
-        run_tokens: Int[Tensor, "batch position"],
-        source_tokens: Int[Tensor, "batch position"],
-        read: int | Int[Tensor, " batch"] | None,
-        positions: Int[Tensor, "batch chain"] | None,
+        run_tokens: Int[Tensor, "..."],
+        source_tokens: Int[Tensor, "..."],
+        read: int | Int[Tensor, "..."] | None,
+        positions: Int[Tensor, "..."] | None,
         up: int,
         entries: Entries,
     ) -> _Sweep:
@@ -187,7 +185,7 @@ class _Sweep:
         )  # a patch that changes nothing is none
         if self.up:
             differs[-1, :, :-1] = False  # nothing moves between positions any more
-        logits = base.run.logits[0, -1].expand(*shape, -1).clone()
+        logits = base.model.unembed(base.resid[-1][-1]).expand(*shape, -1).clone()
         within = (positions < n).nonzero()[:, 0]
         felt = differs[:, :, positions[within]].nonzero()
         layer, unit, column = felt[:, 0], felt[:, 1], within[felt[:, 2]]

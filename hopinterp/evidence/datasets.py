@@ -88,6 +88,28 @@ LONG_NAMES: dict[str, str] = {
     "model_iia": "interchange intervention accuracy of a causal model of the user's",
     "model_low": "lower end of its 95% interval",
     "model_high": "upper end of its 95% interval",
+    # ablation, direct logit attribution, path patching and subspaces, by part
+    "head_error": "err_k without the head",
+    "head_change": "that less the whole model's",
+    "head_low": "lower end of the 95% interval of head_change",
+    "head_high": "upper end of the 95% interval of head_change",
+    "heads": "what each head writes into the logit difference, in nats",
+    "heads_low": "lower end of its 95% interval",
+    "heads_high": "upper end of its 95% interval",
+    "mlp": "what each block's MLP writes into the logit difference, in nats",
+    "mlp_low": "lower end of its 95% interval",
+    "mlp_high": "upper end of its 95% interval",
+    "other": "what embeddings and biases write into the logit difference, in nats",
+    "other_low": "lower end of its 95% interval",
+    "other_high": "upper end of its 95% interval",
+    "sender_layer": "block of the head that tells, counted from 0",
+    "sender_head": "that head, counted from 0",
+    "receiver_layer": "block of the head that is told, counted from 0",
+    "receiver_head": "that head, counted from 0",
+    "prediction": "causal model of the user's",
+    "method": "how the subspace was found: full, probe, means, search or random",
+    "dimension": "dimensions of the subspace",
+    "basis": "orthonormal columns that span the subspace; NaN beyond its dimension",
 }
 """What each variable of any result is, by its name; a result in which a name means something else gives its own."""
 

@@ -1,99 +1,145 @@
-"""The statute book: which hypothesis the readings of all blocks allow.
+"""Which hypothesis the readings of all blocks allow.
 
-What decides, block by block. *Transplants* say what a block's output stands for downstream: where they single out one r,
-the hypothesis must say r. *Probes* say what can be read: hop r must not be surely absent; that more is held is reported, not
-counted against a hypothesis, since what can be read need not be used. The *light cone* says what is still needed: no
-find^j(i) with j < r may be. *Behaviour*: the last block must have resolved k. A hypothesis stands if some course R(0),
-R(1), … that follows its recursion passes every block. Attention is reported, and does not vote.
+*Behaviour* comes first. A model *solves* k where the upper 95% end of err_k is at most 1%, here as everywhere; it fails at
+k, verdict "none", where the lower end is above 5%. Of one that surely does not fail (the upper end is at most 5%) the
+mechanism can be judged, whether it solves k or not: which of the two, the first reason says. Where 5% lies inside the
+interval, the verdict is "undetermined".
+
+Then, block by block: *transplants* say what a block's output stands for downstream: where they single out one r, the
+hypothesis must say r. *Probes* say what can be read: hop r must not be surely absent. The *light cone* says what is still
+needed: no find^j(i) with j < r may be. So each kind of evidence objects for itself (`Reading.objection`). The last block
+must have resolved k. A hypothesis stands if some course R(0), R(1), … that follows its recursion passes every block.
+Attention is reported, and does not vote.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NewType
 
-from hopinterp.judgement.readings import BlockReading
-from hopinterp.theory.hypotheses import HYPOTHESES, Hypothesis
+from hopinterp.evidence.reading.behaviour import FAILED, SOLVED
+from hopinterp.judgement.readings import Block
+from hopinterp.theory.hypotheses import Hypothesis, claims, exact
 
-SOLVED = 0.05
-"""A model solves the task at k where the interval of err_k lies below this: else nothing is claimed about its mechanism."""
+HypothesisName = NewType("HypothesisName", str)
+"""The name of a hypothesis in the registry."""
+
+Answer = Literal["doubling", "sequential", "mixed", "undetermined", "none"] | HypothesisName
+"""A verdict: one of these words, or a hypothesis that was registered besides."""
 
 
-def decide(blocks: tuple[BlockReading, ...], error: Mapping[str, float], hops: int) -> tuple[str, str | None, list[str]]:
-    """Verdict, form and reasons, from every block's evidence and err_k with its interval (`error`, `low`, `high`)."""
+@dataclass(frozen=True)
+class Decision:
+    """A verdict's word, the form where the evidence tells forms apart, and the sentences that say why."""
+
+    verdict: Answer
+    form: str | None
+    reasons: tuple[str, ...]
+
+
+def decide(
+    blocks: tuple[Block, ...], error: Mapping[str, float], hops: int, solved: float = SOLVED, failed: float = FAILED
+) -> Decision:
+    """The verdict on every block's evidence and err_k with its interval (`error`, `low`, `high`), by behaviour's bars."""
     percent = f"err_{hops} is {100 * error['error']:.1f}% ({100 * error['low']:.1f} to {100 * error['high']:.1f})"
-    if error["low"] > SOLVED:
-        return "none", None, [f"{percent}, over {SOLVED:.0%}: no claim is made about its mechanism."]
-    if not error["high"] <= SOLVED:  # NaN, where nothing could be scored, included
-        return "undetermined", None, [f"{percent}: that does not tell whether it is under {SOLVED:.0%}."]
-    reasons = [f"{percent}, under {SOLVED:.0%}: the model does the task at k = {hops}."]
-    courses = {name: _course(Hypothesis(name), blocks, hops) for name in (*HYPOTHESES, "doubling")}
+    if error["low"] > failed:
+        return Decision("none", None, (f"{percent}, over {failed:.0%}: no claim is made about its mechanism.",))
+    if not error["high"] <= failed:  # NaN, where nothing could be scored, included
+        return Decision("undetermined", None, (f"{percent}: that does not tell whether it is under {failed:.0%}.",))
+    answers = f"solved (at most {solved:.0%})" if error["high"] <= solved else f"not surely solved ({solved:.0%})"
+    reasons = [f"{percent}, {answers}, under {failed:.0%}: its mechanism can be judged."]
+    courses = {name: _course(one, blocks, hops) for name, one in (exact() | claims()).items()}
     standing = {name for name, (course, _) in courses.items() if course is not None}
-    reasons += [why for name, (_, why) in courses.items() if name != "doubling" or not standing & {"lookup", "successor"}]
-    reasons += _surplus(blocks)
-    if hops < 4:
-        return (
-            "undetermined",
-            None,
-            [*reasons, "At k < 4 doubling and sequential are not told apart: 2 hops or 3 after block 2."],
-        )
-    if not standing:
-        return "mixed", None, reasons
-    if "doubling" in standing and "sequential" in standing:
-        return "undetermined", None, [*reasons, "Doubling and sequential both stand: no block tells them apart."]
-    name = "sequential" if "sequential" in standing else "doubling"
-    against = "doubling" if name == "sequential" else "sequential"
-    if not _supported(blocks, hops, against):
-        why = f"No block between the first look-up and the last clearly stands for what {name} says and {against} does not."
-        return "undetermined", None, [*reasons, why]
-    forms = standing & {"lookup", "successor"}
-    return name, forms.pop() if len(forms) == 1 else None, reasons
+    found = _between(blocks, standing, hops)
+    return Decision(found.verdict, found.form, (*reasons, *_told(courses, standing), *_surplus(blocks), *found.reasons))
 
 
-def _course(hypothesis: Hypothesis, blocks: tuple[BlockReading, ...], hops: int) -> tuple[list[int] | None, str]:
-    """R(0), R(1), … by the hypothesis's recursion through what every block allows, if there is such a course; and why."""
-    name = hypothesis.name
+def _between(blocks: tuple[Block, ...], standing: set[str], hops: int) -> Decision:
+    """Which of the hypotheses that stand is the verdict, if one is; and if not, why not."""
+    if why := _too_few_hops(hops):
+        return Decision("undetermined", None, (why,))
+    names = [name for name in claims() if name in standing]
+    if not names:
+        return Decision("mixed", None, ())
+    if len(names) > 1:
+        both = "both" if len(names) == 2 else "all"
+        why = f"{' and '.join(names).capitalize()} {both} stand: no block tells them apart."
+        return Decision("undetermined", None, (why,))
+    (name,) = names
+    rivals = (rival for other, rival in claims().items() if other != name)
+    if unclear := next((rival.name for rival in rivals if not _supported(blocks, hops, rival)), None):
+        why = f"No block between the first look-up and the last clearly stands for what {name} says and {unclear} does not."
+        return Decision("undetermined", None, (why,))
+    forms = [form.name for form in claims()[name].forms if form.form_of and form.name in standing]
+    return Decision(HypothesisName(name), forms[0] if len(forms) == 1 else None, ())
+
+
+Course = tuple[list[int] | None, str]
+"""R(0), R(1), … of a hypothesis that stands, None of one that fails; and why."""
+
+
+def _course(hypothesis: Hypothesis, blocks: tuple[Block, ...], hops: int) -> Course:
+    """R(0), R(1), … by the hypothesis's recursion through what every block allows, if there is such a course."""
+    name = hypothesis.name.capitalize()
     courses: list[list[int]] = [[]]
     for block in blocks:
         longer = []
         objections: list[str] = []
         for course in courses:
-            steps = hypothesis.grows(block.layer, course[-1], hops) if course else hypothesis.holds(0, hops)
-            for r in steps:
+            for r in hypothesis.grows(course[-1], hops) if course else hypothesis.holds(0):
                 objection = _objection(block, r, hops, last=block is blocks[-1])
                 (objections.append(objection) if objection else longer.append([*course, r]))
         if not longer:
-            return None, f"{name.capitalize()} fails at block {block.layer}: {objections[0]}."
+            return None, f"{name} fails at block {block.layer}: {objections[0]}."
         courses = longer
-    return courses[0], f"{name.capitalize()} stands: {', '.join(map(str, courses[0]))}."
+    return courses[0], f"{name} stands: {', '.join(map(str, courses[0]))}."
 
 
-def _objection(block: BlockReading, r: int, hops: int, last: bool) -> str:
+def _objection(block: Block, r: int, hops: int, last: bool) -> str:
     """Why a block cannot have resolved exactly r hops; empty if nothing says so."""
     if last and r < hops:
         return f"it would have resolved {r} of {hops} hops, and the model answers"
-    if block.stands_for is not None and block.stands_for != r:
-        return f"its output stands for {block.stands_for} hops done (transplants), not {r}"
-    if r not in block.perhaps_held:
-        return f"it surely does not hold hop {r} (probes)"
-    if early := sorted(j for j in block.needed if j < r):
-        return f"the answer still needs find^{early[0]}(i), before hop {r} (light cone)"
-    return ""
+    return block.objection(r)
 
 
-def _surplus(blocks: tuple[BlockReading, ...]) -> list[str]:
+def _told(courses: Mapping[str, Course], standing: set[str]) -> list[str]:
+    """What became of every hypothesis; of a union of forms only where none of them stands by itself."""
+    unions = {one.form_of for name, one in exact().items() if name in standing}
+    return [why for name, (_, why) in courses.items() if name not in unions]
+
+
+def _surplus(blocks: tuple[Block, ...]) -> list[str]:
     """What can be read beyond what a block stands for."""
-    more = {
-        block.layer: sorted(j for j in block.held if block.stands_for is not None and j > block.stands_for)
-        for block in blocks
-    }
+    more = {block.layer: [j for j in sorted(block.held) if j > r] for block in blocks if (r := block.stands_for) is not None}
     told = [f"block {layer} also hop {', '.join(map(str, js))}" for layer, js in more.items() if js]
     return [f"Readable beyond what a block stands for: {'; '.join(told)}."] if told else []
 
 
-def _supported(blocks: tuple[BlockReading, ...], hops: int, against: str) -> bool:
+def _too_few_hops(hops: int) -> str:
+    """Why two hypotheses cannot be told apart at this k whatever is measured; empty if all can."""
+    for one, other in itertools.combinations(claims().values(), 2):
+        least, block = _apart(one, other)
+        if hops < least:
+            left_open = sorted({*one.holds(block - 1, least), *other.holds(block - 1, least)})
+            said = f"{' hops or '.join(map(str, left_open))} after block {block - 1}"
+            return f"At k < {least} {one.name} and {other.name} are not told apart: {said}."
+    return ""
+
+
+def _apart(one: Hypothesis, other: Hypothesis) -> tuple[int, int]:
+    """The least k at which some block cannot follow both hypotheses, and that block."""
+    for hops in range(1, 100):
+        for layer in range(1, hops + 1):
+            if not {*one.holds(layer, hops)} & {*other.holds(layer, hops)}:
+                return hops, layer
+    return 100, 100  # they say the same
+
+
+def _supported(blocks: tuple[Block, ...], hops: int, against: Hypothesis) -> bool:
     """Whether a block after the first look-up, before the last, clearly stands for some hops, and so excludes the other
     hypothesis; or, where that is too slow for the model's depth, leaves it excluded."""
-    other = Hypothesis(against)
     clear = [block for block in blocks[2:-1] if block.stands_for is not None]
-    too_slow = other.holds(blocks[-1].layer, hops)[-1] < hops
-    return any(too_slow or block.stands_for not in other.holds(block.layer, hops) for block in clear)
+    too_slow = against.holds(blocks[-1].layer, hops)[-1] < hops
+    return any(too_slow or block.stands_for not in against.holds(block.layer, hops) for block in clear)

@@ -1,4 +1,4 @@
-"""The answer book: what a constructed model's blocks hold, attend to and do, worked out from its program, exactly."""
+"""What a constructed model's blocks hold, attend to and do, worked out from its program, exactly."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CausalModel:
     """The ground truth about a constructed model that is asked for one k. Layers count from 0.
 
     Attributes:
-        algorithm: lookup, successor or sequential.
+        algorithm: the hypothesis whose program it is.
         program: what its heads do.
         hops: k.
     """

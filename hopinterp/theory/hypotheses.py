@@ -1,83 +1,133 @@
-"""The betting slips: what each hypothesis says that block ℓ holds and attends to. Blocks count from 0; k caps everything.
+"""What each hypothesis of how a model solves hop_k says that block ℓ holds and attends to: one record each, in a registry.
 
-In all of them block 0 resolves nothing: it has only the letters, and moves each to the position after it.
+Blocks count from 0; k caps everything. Rules, tables, figures, graph and report iterate over the registry: a hypothesis
+costs its record and a test. In all of them block 0 resolves nothing: it has only the letters, and moves each to the position
+after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hopinterp.errors import HopInterpError
+from hopinterp.task import HopTask
+from hopinterp.theory import programs
+from hopinterp.theory.program import Program
 
-# R(ℓ) of the exact hypotheses for ℓ ≥ 1, before k caps it
-_GROWTH: dict[str, Callable[[int], int]] = {
-    "lookup": lambda layer: 2 ** (layer - 1),
-    "successor": lambda layer: 2**layer - 1,
-    "sequential": lambda layer: layer,
-}
-HYPOTHESES = tuple(_GROWTH)
+Write = Callable[[HopTask, int | None], Program]
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One story of how a model solves hop_k.
+    """One account of how a model solves hop_k, with all that any part of the package needs to know of it.
 
-    *lookup*: a block goes where its pointer points and takes that position's pointer: u + v hops.
-    *successor*: it goes to the position after the one that its pointer names: u + v + 1.
-    *doubling*: either of them, block by block: 2R ≤ R′ ≤ 2R + 1 from R(1) = 1 on.
-    *sequential*: one hop a block. *none*: no block resolves any hop.
-
-    Raises:
-        HopInterpError: no such hypothesis.
+    Attributes:
+        name: one word.
+        words: what a model does that follows it, as a sentence without its full stop.
+        step: R(ℓ) from R(ℓ − 1), before k caps it; from 0, R(1), which is 1 where nothing but a letter can be looked up.
+            None: it is the union of its forms, block by block.
+        looks: the j of the find^j that block ℓ may look at, from R(ℓ − 1). None as for `step`.
+        form_of: the hypothesis that this one is an exact form of; empty where a verdict says it by its own name.
+        ink, dashes: its colour, and its line's on and off in points, in every figure.
+        program: writes the circuit that follows it, for one k or (None) for every k; None where there is none.
     """
 
     name: str
+    words: str
+    step: Callable[[int], int] | None = None
+    looks: Callable[[int], Iterable[int]] | None = None
+    form_of: str = ""
+    ink: str = "#000000"
+    dashes: tuple[float, float] = (1.0, 0.0)
+    program: Write | None = None
 
-    def __post_init__(self) -> None:
-        if self.name not in (*HYPOTHESES, "doubling", "none"):
-            raise HopInterpError(f"no hypothesis {self.name!r}; there are {', '.join(HYPOTHESES)}, doubling, none")
+    @property
+    def forms(self) -> tuple[Hypothesis, ...]:
+        """The exact hypotheses that it is the union of: itself, if it is one."""
+        return (self,) if self.step else tuple(one for one in HYPOTHESES.values() if one.form_of == self.name)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it says one R(ℓ) for each block."""
+        return self.step is not None
 
     def holds(self, layer: int, hops: int | None = None) -> range:
-        """What R(ℓ) may be: a range of one number, but for doubling.
+        """What R(ℓ) may be: a range of one number for an exact hypothesis.
 
         Args:
             hops: k, which caps R; None for a multi-task model's pointers, which run on whatever k is.
         """
-        if self.name == "none" or layer == 0:
-            return range(1)
-        low, high = ("lookup", "successor") if self.name == "doubling" else (self.name, self.name)
-        bounds = (_GROWTH[low](layer), _GROWTH[high](layer))
-        return range(_cap(bounds[0], hops), _cap(bounds[1], hops) + 1)
-
-    def grows(self, layer: int, before: int, hops: int | None = None) -> range:
-        """What R(ℓ) may be after R(ℓ − 1) = `before` was seen: the recursion, wherever it starts.
-
-        At block 1 nothing but a letter can be looked up: R(1) = 1.
-        """
-        if self.name == "none":
-            return range(1)
-        if layer < 2:
-            return self.holds(layer, hops)
-        steps = {"lookup": (2 * before,) * 2, "successor": (2 * before + 1,) * 2, "doubling": (2 * before, 2 * before + 1)}
-        low, high = steps.get(self.name, (before + 1,) * 2)
+        low = high = 0
+        for _ in range(layer):
+            low, high = self.grows(low)[0], self.grows(high)[-1]
         return range(_cap(low, hops), _cap(high, hops) + 1)
+
+    def grows(self, before: int, hops: int | None = None) -> range:
+        """What R(ℓ) may be after R(ℓ − 1) = `before` was seen: the recursion, wherever it starts."""
+        after = [form.step(before) for form in self.forms if form.step]
+        return range(_cap(min(after), hops), _cap(max(after), hops) + 1)
 
     def attends(self, layer: int, hops: int | None = None) -> frozenset[int]:
         """The find^j that a block may look at, j ≤ k (for a multi-task model, whose pointers run on, leave `hops` out).
 
-        Successor looks one hop beyond what some pointer u ≤ R(ℓ − 1) names, doubling at either form's, sequential from
-        block 2 on at find^(ℓ−1); block 0 looks at the previous token, which is no hop.
+        Block 0 looks at the previous token, which is no hop.
         """
-        if self.name == "none" or layer == 0:
-            return frozenset()
-        looks = {
-            "lookup": {1 if layer == 1 else 2 ** (layer - 2)},
-            "successor": set(range(1, 2 ** (layer - 1) + 1)),
-            "sequential": {max(1, layer - 1)},
-        }
-        looks["doubling"] = looks["lookup"] | looks["successor"]
-        return frozenset(j for j in looks[self.name] if hops is None or j <= hops)
+        seen = {j for form in self.forms if form.looks and layer for j in form.looks(form.holds(layer - 1)[0])}
+        return frozenset(j for j in seen if hops is None or j <= hops)
+
+    def ratios(self) -> tuple[float, float]:
+        """The least and the largest R(ℓ + 1)/R(ℓ) from R = 1 on; doubling: 2 and 3."""
+        far = 10**6  # from where the ratio no longer changes
+        ends = [r / before for before in (1, far) for r in self.grows(before)]
+        return round(min(ends), 3), round(max(ends), 3)
+
+
+HYPOTHESES: dict[str, Hypothesis] = {}
+"""Every hypothesis that the package knows, by name; the order is that of tables and figures."""
+
+_TAKEN = ("mixed", "undetermined")  # verdicts that name no hypothesis
+
+
+def register(hypothesis: Hypothesis) -> None:
+    """Make a hypothesis known to rules, tables, figures, graph and report.
+
+    Raises:
+        HopInterpError: its name is taken, or only one of `step` and `looks` was given.
+    """
+    if hypothesis.name in (*HYPOTHESES, *_TAKEN):
+        raise HopInterpError(f"there is a hypothesis or verdict {hypothesis.name!r} already")
+    if (hypothesis.step is None) != (hypothesis.looks is None):
+        raise HopInterpError(f"{hypothesis.name}: give `step` and `looks`, or neither for a union of forms")
+    HYPOTHESES[hypothesis.name] = hypothesis
+
+
+@contextmanager
+def registered(hypothesis: Hypothesis) -> Iterator[Hypothesis]:
+    """Inside, the hypothesis is known; afterwards no longer. Raises HopInterpError as `register`."""
+    register(hypothesis)
+    try:
+        yield hypothesis
+    finally:
+        del HYPOTHESES[hypothesis.name]
+
+
+def named(name: str) -> Hypothesis:
+    """The hypothesis of that name. Raises HopInterpError if there is none."""
+    if name not in HYPOTHESES:
+        raise HopInterpError(f"no hypothesis {name!r}; there are {', '.join(HYPOTHESES)}")
+    return HYPOTHESES[name]
+
+
+def exact() -> dict[str, Hypothesis]:
+    """Those that say one R(ℓ) for each block, and by which hops are resolved: rows of tables, lines of figures."""
+    return {name: one for name, one in HYPOTHESES.items() if one.exact and one.holds(1)[0]}
+
+
+def claims() -> dict[str, Hypothesis]:
+    """Those that a verdict says by name, and by which hops are resolved."""
+    return {name: one for name, one in HYPOTHESES.items() if not one.form_of and one.forms and one.holds(1)[0]}
 
 
 def resolved(hypothesis: str, hops: int, n_layers: int) -> list[int]:
@@ -87,10 +137,65 @@ def resolved(hypothesis: str, hops: int, n_layers: int) -> list[int]:
     Raises:
         HopInterpError: no such hypothesis, or doubling, which is a range.
     """
-    if hypothesis == "doubling":
-        raise HopInterpError("doubling is a range, not one R(ℓ): see Hypothesis('doubling').holds")
-    return [Hypothesis(hypothesis).holds(layer, hops)[0] for layer in range(n_layers)]
+    found = named(hypothesis)
+    if not found.exact:
+        raise HopInterpError(f"{hypothesis} is a range, not one R(ℓ): see named({hypothesis!r}).holds")
+    return [found.holds(layer, hops)[0] for layer in range(n_layers)]
 
 
 def _cap(hop: int, hops: int | None) -> int:
     return hop if hops is None else min(hop, hops)
+
+
+# -- the hypotheses; inks are Okabe and Ito's, which every kind of colour vision tells apart --------------------------------
+
+register(
+    Hypothesis(
+        "doubling",
+        words="The hops that a block resolves about double from block to block, by pointer doubling",
+        ink="#0072B2",
+    )
+)
+register(
+    Hypothesis(
+        "lookup",
+        words="each block goes where its pointer points and takes the pointer that it finds there",
+        step=lambda r: max(1, 2 * r),
+        looks=lambda r: (max(1, r),),
+        form_of="doubling",
+        ink="#0072B2",
+        dashes=(4.0, 2.0),
+        program=programs.lookup,
+    )
+)
+register(
+    Hypothesis(
+        "successor",
+        words="each block goes to the position after the one that its pointer names",
+        step=lambda r: 2 * r + 1,
+        looks=lambda r: range(1, r + 2),  # one hop beyond what some pointer u ≤ R(ℓ − 1) names
+        form_of="doubling",
+        ink="#D55E00",
+        program=programs.successor,
+    )
+)
+register(
+    Hypothesis(
+        "sequential",
+        words="The model takes one hop a block",
+        step=lambda r: r + 1,
+        looks=lambda r: (max(1, r),),
+        ink="#009E73",
+        dashes=(1.0, 1.5),
+        program=programs.sequential,
+    )
+)
+register(
+    Hypothesis(
+        "none",
+        words="The model fails at the task here, so nothing is claimed about its mechanism",
+        step=lambda _: 0,
+        looks=lambda _: (),
+        ink="#57606A",
+    )
+)

@@ -1,96 +1,99 @@
-"""The training plan: every setting of a run, checked, and the named presets."""
+"""The settings of a training run, each with its type, default, range and help in one place, and the named presets.
+
+The command line reads this file before anything is trained: it loads neither torch nor a model until a config is made.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hopinterp.errors import HopInterpError
-from hopinterp.models.spec import ModelSpec
-from hopinterp.task import HopTask
+
+if TYPE_CHECKING:
+    from hopinterp.models.spec import ModelSpec
+    from hopinterp.task import HopTask
+
+
+class _Range(NamedTuple):
+    """What a setting may be, in words and as a test."""
+
+    words: str
+    allows: Callable[[Any], bool]
+
+
+_ONE_OR_MORE = _Range("at least 1", lambda value: value >= 1)
+_NEVER_OR_EVERY = _Range("0 (never) or more", lambda value: value >= 0)
+_COUNT = _Range("at least 0", lambda value: value >= 0)
+_ABOVE_0 = _Range("above 0", lambda value: 0 < value < float("inf"))
+_FINITE = _Range("0 or more", lambda value: 0 <= value < float("inf"))
+_SHARE = _Range("at least 0 and under 1", lambda value: 0 <= value < 1)
+_BETWEEN = _Range("between 0 and 1", lambda value: 0 < value < 1)
+_RISING = _Range("two rising shares of the run", lambda value: 0 <= value[0] <= value[1] < 1)
+_OPTIMIZER = _Range("muon or adamw", lambda value: value in ("muon", "adamw"))
+_SEED = _Range("between 0 and 2^32 − 1", lambda value: 0 <= value < 2**32)
+
+
+def _setting(default: Any, words: str, allowed: _Range | None = None) -> Any:
+    """A field with its help; sizes of the model and the task are checked by these."""
+    return field(default=default, metadata={"help": words, "allowed": allowed})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. The defaults are the `full` preset, our recipe; see `preset`.
 
-    Args:
-        layers, d_model, heads, act_fn, unembed: the model (see ModelSpec).
-        letters, alphabet, max_hops: the task.
-        steps, batch: gradient steps, and sequences a step.
-        optimizer: "muon" (torch.optim.Muon on the blocks' matrices, AdamW on the rest, one learning rate for both) or
-            "adamw" on everything.
-        lr, warmup, decay: peak learning rate; steps of linear warm-up; the share of the run, at its end, over which the
-            rate falls linearly to 0.
-        weight_decay, beta2, clip: AdamW's and Muon's decay; AdamW's second beta; largest gradient norm (0: no clipping).
-        dropout: GPT-2's, while training.
-        curriculum: draw hard k more often and add k one at a time (see Curriculum); otherwise k is uniform throughout.
-        short_until: shares of the run until which sequences have 1/3 and 2/3 of the letters; (0, 0) for none. Shorter
-            sequences stand at a random offset, so that every row of W_pos learns.
-        samples: train on a fixed set of this many sequences, as in the paper's appendix G.5; 0 for fresh ones.
-        bf16: matrix products in bfloat16 (weights and everything else stay float32).
-        compile: torch.compile, with CUDA graphs on a GPU, where thousands of tiny kernels are the cost; not with dropout.
-        tensorboard: also write the metrics for TensorBoard (needs its package).
-        seed: of weights, data and dropout.
-        checkpoint_every, keep_every, log_every, eval_every: in steps; 0 for never.
+    What each setting means stands beside it, and is what `hopinterp train --help` says.
 
     Raises:
         HopInterpError: a setting out of range, or settings that contradict each other.
     """
 
-    layers: int = 4
-    d_model: int = 128
-    heads: int = 4
-    act_fn: str = "gelu"
-    unembed: Literal["learned", "identity"] = "learned"
-    letters: int = 98
-    alphabet: int = 4
-    max_hops: int = 16
-    steps: int = 7000
-    batch: int = 64
-    optimizer: Literal["muon", "adamw"] = "muon"
-    lr: float = 2e-3
-    warmup: int = 100
-    decay: float = 0.3
-    weight_decay: float = 0.01
-    beta2: float = 0.98
-    clip: float = 1.0
-    dropout: float = 0.0
-    curriculum: bool = True
-    short_until: tuple[float, float] = (0.2, 0.5)
-    samples: int = 0
-    bf16: bool = True
-    compile: bool = False
-    tensorboard: bool = False
-    seed: int = 0
-    checkpoint_every: int = 200
-    keep_every: int = 0
-    log_every: int = 50
-    eval_every: int = 1000
+    layers: int = _setting(4, "Depth, the number of blocks.")
+    d_model: int = _setting(128, "Width of the residual stream.")
+    heads: int = _setting(4, "Attention heads a block.")
+    act_fn: str = _setting("gelu", "The MLPs' activation: gelu (erf), gelu_new or relu.")
+    unembed: str = _setting("learned", "Unembedding: learned, or identity as in the paper.")
+    letters: int = _setting(98, "Letters in a sequence.")
+    alphabet: int = _setting(4, "Size of the alphabet.")
+    max_hops: int = _setting(16, "The largest k.")
+    steps: int = _setting(7000, "Gradient steps.", _ONE_OR_MORE)
+    batch: int = _setting(64, "Sequences a step.", _ONE_OR_MORE)
+    optimizer: str = _setting(
+        "muon", "muon (the blocks' matrices; AdamW at the same rate on the rest) or adamw on everything.", _OPTIMIZER
+    )
+    lr: float = _setting(2e-3, "Peak learning rate.", _ABOVE_0)
+    warmup: int = _setting(100, "Steps of linear warm-up.", _COUNT)
+    decay: float = _setting(0.3, "Share of the run, at its end, over which the rate falls linearly to 0.", _SHARE)
+    weight_decay: float = _setting(0.01, "AdamW's and Muon's decay of the matrices.", _FINITE)
+    beta2: float = _setting(0.98, "AdamW's second beta.", _BETWEEN)
+    clip: float = _setting(1.0, "Largest gradient norm; 0 for no clipping.", _FINITE)
+    dropout: float = _setting(0.0, "GPT-2's dropout, while training.", _SHARE)
+    curriculum: bool = _setting(True, "Add k one at a time and ask hard k more often; otherwise k is uniform throughout.")
+    short_until: tuple[float, float] = _setting(
+        (0.2, 0.5),
+        "Shares of the run until which sequences have 1/3 and 2/3 of the letters, at a random offset so that every row of "
+        "W_pos learns; 0 0 for none.",
+        _RISING,
+    )
+    samples: int = _setting(0, "Train on a fixed set of this many sequences (appendix G.5); 0 for fresh ones.", _COUNT)
+    bf16: bool = _setting(True, "Matrix products in bfloat16; weights and everything else stay float32.")
+    compile: bool = _setting(False, "torch.compile, with CUDA graphs on a GPU; not with dropout.")
+    tensorboard: bool = _setting(False, "Also write the metrics for TensorBoard (needs its package).")
+    seed: int = _setting(0, "Seed of weights, data and dropout.", _SEED)
+    checkpoint_every: int = _setting(200, "Steps between checkpoints.", _ONE_OR_MORE)
+    keep_every: int = _setting(0, "Keep the model every so many steps, for its dynamics; 0 for never.", _NEVER_OR_EVERY)
+    log_every: int = _setting(50, "Steps between lines of metrics.jsonl.", _ONE_OR_MORE)
+    eval_every: int = _setting(1000, "Steps between measurements of every err_k; 0 for never.", _NEVER_OR_EVERY)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "short_until", tuple(self.short_until))
-        for name, least in (
-            ("steps", 1),
-            ("batch", 1),
-            ("warmup", 0),
-            ("samples", 0),
-            ("log_every", 1),
-            ("checkpoint_every", 1),
-        ):
-            _check(self, name, getattr(self, name) >= least, f"at least {least}")
-        for name in ("keep_every", "eval_every"):
-            _check(self, name, getattr(self, name) >= 0, "0 (never) or more")
-        _check(self, "lr", 0 < self.lr < float("inf"), "above 0")
-        for name in ("weight_decay", "clip"):
-            _check(self, name, 0 <= getattr(self, name) < float("inf"), "0 or more")
-        for name in ("decay", "dropout"):
-            _check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and under 1")
-        _check(self, "beta2", 0 < self.beta2 < 1, "between 0 and 1")
-        _check(self, "optimizer", self.optimizer in ("muon", "adamw"), "muon or adamw")
-        first, second = self.short_until
-        _check(self, "short_until", 0 <= first <= second < 1, "two rising shares of the run")
-        if self.samples and (self.curriculum or second):
+        object.__setattr__(self, "short_until", tuple(map(float, self.short_until)))
+        for one in fields(self):
+            value, allowed = getattr(self, one.name), one.metadata["allowed"]
+            if allowed is not None and not allowed.allows(value):
+                raise HopInterpError(f"{one.name} is {value!r}; it must be {allowed.words}")
+        if self.samples and (self.curriculum or any(self.short_until)):
             raise HopInterpError(
                 "a fixed set of samples leaves no choice of k or length: it needs no curriculum, short_until 0 0"
             )
@@ -103,11 +106,15 @@ class TrainConfig:
     @property
     def task(self) -> HopTask:
         """The task at this size."""
+        from hopinterp.task import HopTask
+
         return HopTask(self.letters, self.alphabet, self.max_hops)
 
     @property
     def spec(self) -> ModelSpec:
         """The model at this size. With an identity unembedding it has the paper's 30 tokens, unless the task needs more."""
+        from hopinterp.models.spec import ModelSpec
+
         sizes = {"d_model": self.d_model, "n_heads": self.heads, "act_fn": self.act_fn, "unembed": self.unembed}
         if self.unembed == "identity":
             sizes["d_vocab"] = max(30, self.task.d_vocab)
@@ -115,22 +122,25 @@ class TrainConfig:
 
     @classmethod
     def preset(cls, name: str, **settings: Any) -> TrainConfig:
-        """A named plan, with some settings changed (those that are not None).
-
-        *full*: our recipe. *quick*: three narrow blocks on short sequences, about a minute. *paper*: as published: AdamW at
-        1e-4 for 100,000 steps of 32, dropout 0.1, GPT-2's architecture, every k from the start.
+        """A named plan (see PRESETS), with some settings changed: those that are not None.
 
         Raises:
             HopInterpError: no such preset or setting.
         """
-        if name not in _PRESETS:
-            raise HopInterpError(f"no preset {name!r}; there are {', '.join(_PRESETS)}")
+        if name not in PRESETS:
+            raise HopInterpError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
         given = {key: value for key, value in settings.items() if value is not None}
-        if unknown := given.keys() - {field.name for field in fields(cls)}:
+        if unknown := given.keys() - {one.name for one in fields(cls)}:
             raise HopInterpError(f"training has no setting {min(unknown)!r}")
         if given.get("samples"):
             given = {"curriculum": False, "short_until": (0.0, 0.0)} | given
-        return replace(cls(**_PRESETS[name]), **given)
+        return replace(cls(**PRESETS[name].settings), **given)
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> TrainConfig:
+        """From what `to_dict` gave, as JSON brings it back."""
+        values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
+        return cls(**values)
 
     def command(self) -> str:
         """The command line that trains this model again."""
@@ -152,37 +162,20 @@ class TrainConfig:
         return asdict(self)
 
 
-_PRESETS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "quick": {
-        "layers": 3,
-        "d_model": 64,
-        "letters": 30,
-        "max_hops": 3,
-        "steps": 1500,
-        "batch": 32,
-        "short_until": (0.0, 0.0),
-        "bf16": False,
-    },
-    "paper": {
-        "act_fn": "gelu_new",
-        "unembed": "identity",
-        "steps": 100_000,
-        "batch": 32,
-        "optimizer": "adamw",
-        "lr": 1e-4,
-        "warmup": 1000,
-        "decay": 0.99,
-        "beta2": 0.999,
-        "clip": 0.0,
-        "dropout": 0.1,
-        "curriculum": False,
-        "short_until": (0.0, 0.0),
-        "bf16": False,
-    },
+class Preset(NamedTuple):
+    """A named plan: what it is for, and what it changes of the defaults."""
+
+    words: str
+    settings: dict[str, Any]
+
+
+_PLAIN: dict[str, Any] = {"short_until": (0.0, 0.0), "bf16": False}
+_QUICK = {"layers": 3, "d_model": 64, "letters": 30, "max_hops": 3, "steps": 1500, "batch": 32}
+_PAPER = {"act_fn": "gelu_new", "unembed": "identity", "steps": 100_000, "batch": 32, "optimizer": "adamw", "lr": 1e-4}
+_PAPER |= {"warmup": 1000, "decay": 0.99, "beta2": 0.999, "clip": 0.0, "dropout": 0.1, "curriculum": False}
+
+PRESETS = {
+    "full": Preset("our recipe", {}),
+    "quick": Preset("a tiny model in a minute", _QUICK | _PLAIN),
+    "paper": Preset("as published: GPT-2's architecture, every k from the start", _PAPER | _PLAIN),
 }
-
-
-def _check(config: TrainConfig, name: str, good: bool, wanted: str) -> None:
-    if not good:
-        raise HopInterpError(f"{name} is {getattr(config, name)!r}; it must be {wanted}")

@@ -1,4 +1,4 @@
-"""The timetable: which k to ask for, how long the sequences are, and where they stand, at each moment of a run."""
+"""Which k a run asks for at each step, how long its sequences are, and at which positions they stand."""
 
 from __future__ import annotations
 

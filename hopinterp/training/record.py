@@ -1,4 +1,4 @@
-"""The logbook: what a run leaves on disk, each file whole or not at all, and what is read back when it goes on."""
+"""The files of a training run, each written whole or not at all, and what is read back when it goes on."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from hopinterp.errors import HopInterpError
 from hopinterp.models.store import write_through
 from hopinterp.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from hopinterp.training.loop import Run
+from hopinterp.training.run import Run
 
 CONFIG, METRICS, CHECKPOINT, MODEL, SERIES = "config.json", "metrics.jsonl", "checkpoint.pt", "model", "series"
 
@@ -26,8 +24,8 @@ CONFIG, METRICS, CHECKPOINT, MODEL, SERIES = "config.json", "metrics.jsonl", "ch
 def read_config(directory: Path) -> TrainConfig:
     """The plan of a run. Raises HopInterpError where there is none."""
     try:
-        return TrainConfig(**json.loads((directory / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        return TrainConfig.from_dict(json.loads((directory / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise HopInterpError(f"{directory} is no training run: cannot read {CONFIG} ({error})") from None
 
 

@@ -1,4 +1,4 @@
-"""The microscope: CircuitsVis pictures of what heads attend to in one sequence, with find^j beside or over them. Offline."""
+"""CircuitsVis pictures of what heads attend to in one sequence, with find^j beside or over them. Offline."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
-from hopinterp.models.fused import FusedTransformer, depth_of, pattern, runner
+from hopinterp.models.hooks import SITES
+from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.task import Batch
 from hopinterp.views.style import INKS
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 ON, ELSEWHERE = INKS[0], INKS[1]
 """Inks of attention, and, where a find^j is laid over it, of attention that goes elsewhere."""
@@ -64,9 +62,7 @@ class Example:
 
 
 @torch.no_grad()
-def read_example(
-    model: HookedTransformer | FusedTransformer, batch: Batch, index: int = 0, layers: Iterable[int] | None = None
-) -> Example:
+def read_example(model: ModelLike, batch: Batch, index: int = 0, layers: int | Iterable[int] | None = None) -> Example:
     """What every head attends to in one sequence of a batch.
 
     Args:
@@ -76,15 +72,12 @@ def read_example(
     Raises:
         HopInterpError: no such sequence or block.
     """
-    run = runner(model, batch.task)
-    wanted = tuple(range(depth_of(run)) if layers is None else layers)
+    subject = Subject.of(model, batch.task)
+    wanted = tuple(subject.layers(layers))
     if not 0 <= index < len(batch):
         raise HopInterpError(f"index is {index}; this batch has sequences 0 to {len(batch) - 1}")
-    for layer in wanted:
-        if not 0 <= layer < depth_of(run):
-            raise HopInterpError(f"layer is {layer}; this model has 0 to {depth_of(run) - 1}")
-    names = [pattern(layer) for layer in wanted]
-    _, cache = run.run_with_cache(batch.tokens[index : index + 1], names_filter=names)
+    names = [SITES["pattern"].at(layer) for layer in wanted]
+    _, cache = subject.run_with_cache(batch.tokens[index : index + 1].to(subject.device), names)
     patterns = torch.stack([cache[name][0].float().cpu() for name in names])
     labels = token_labels(batch, index)
     return Example(tuple(labels), int(batch.hops[index]), wanted, patterns, batch.find[index].cpu())
@@ -166,13 +159,13 @@ def _looks(example: Example) -> dict[str, Any]:
     return {"tokens": list(example.labels), "maskUpperTri": False} | scale
 
 
-def triangle(values: Float[Tensor, "query key"]) -> list[list[float]]:
+def triangle(values: Float[Tensor, "query key"]) -> list[list[float | int]]:
     """Rows up to the diagonal, to three digits: what is above it is never attended to, and need not be drawn."""
     rows: Sequence[Sequence[float]] = values.double().tolist()
     return [[_short(value) for value in row[: i + 1]] for i, row in enumerate(rows)]
 
 
-def _short(value: float) -> float:
+def _short(value: float) -> float | int:
     rounded = round(value, _DIGITS)
     return int(rounded) if rounded == int(rounded) else rounded
 

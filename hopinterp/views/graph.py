@@ -1,9 +1,9 @@
-"""The wiring diagram: which head of which block moves which hop, as measured, beside what each hypothesis builds."""
+"""Figures of a circuit: which head of which block moves which hop, as measured, beside what each hypothesis builds."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import xarray as xr
@@ -12,13 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hopinterp.errors import HopInterpError
-from hopinterp.judgement.readings import ATTENDED
+from hopinterp.evidence.kinds import ATTENDED
 from hopinterp.task import HopTask
-from hopinterp.theory import construction
 from hopinterp.theory.causal import CausalModel
-from hopinterp.theory.hypotheses import HYPOTHESES
-from hopinterp.theory.program import Program
-from hopinterp.views.style import INK, INKS, style
+from hopinterp.theory.hypotheses import exact, named
+from hopinterp.views.style import INKS, style
 
 Column = int | str
 """Where a head looks: j of find^j(i), or a place that is on no chain."""
@@ -47,12 +45,12 @@ class Circuit:
 
     @classmethod
     def expected(cls, algorithm: str, hops: int, n_layers: int) -> Circuit:
-        """The first `n_layers` blocks of a constructed model: exact."""
+        """The first `n_layers` blocks of a constructed model: exact. Raises HopInterpError where no program was written."""
         task = HopTask(max_hops=hops)
-        write: dict[str, Callable[[HopTask, int | None], Program]] = {
-            name: getattr(construction, name) for name in HYPOTHESES
-        }
-        model = CausalModel(algorithm, write[algorithm](task, hops), hops)
+        write = named(algorithm).program
+        if write is None:
+            raise HopInterpError(f"no circuit was written for the hypothesis {algorithm!r}")
+        model = CausalModel(algorithm, write(task, hops), hops)
         names: dict[str, Column] = {"previous": "previous", "itself": 0, "same_letter": "letter"}
         moves: dict[tuple[int, Column], list[str]] = defaultdict(list)
         layers = range(min(n_layers, model.n_layers))
@@ -76,7 +74,7 @@ class Circuit:
         least: float = ATTENDED,
     ) -> Circuit:
         """As the evidence has it: see `circuit_graph`."""
-        one = attention.sel(k=hops)
+        one = attention.sel(hops=hops)
         moves: dict[tuple[int, Column], list[str]] = defaultdict(list)
         for layer in one.layer.values.tolist():
             for head in one["head"].values.tolist():
@@ -103,7 +101,7 @@ def circuit_graph(
 
     A dot is a place that the answer depends on: the output of the block at find^j(i), hollow where it is the position
     before. Bold wires end at i; grey ones are the same heads at the other positions that matter. Below, the same picture
-    of the constructed models: lookup, successor, sequential (exact; the first blocks, where they are deeper).
+    of the model that each hypothesis with a program constructs (exact; the first blocks, where they are deeper).
 
     Args:
         attention: what `align` returned; `hops`, the k of it that is drawn. A head stands at every find^j with which its
@@ -117,25 +115,26 @@ def circuit_graph(
     Raises:
         HopInterpError: k = 0, which needs no circuit, or a k that was not measured.
     """
-    if hops < 1 or hops not in attention.k.values:
+    if hops < 1 or hops not in attention.hops.values:
         raise HopInterpError(f"hops is {hops}; a circuit is drawn for one k ≥ 1 of those measured")
     seen = Circuit.seen(attention, hops, cone, probes, transplants, least)
-    theory = {name: Circuit.expected(name, hops, seen.n_layers) for name in HYPOTHESES}
+    built = {name: one for name, one in exact().items() if one.program}
+    theory = {name: Circuit.expected(name, hops, seen.n_layers) for name in built}
     with style():
         stack = max(len(heads) for heads in seen.moves.values())
         row = 0.42 + _BOX * stack
         width = max(8.0, 0.36 * (hops + 7) + 2.2)
         heights = [row * seen.n_layers + 0.9, _ROW * seen.n_layers + 0.9]
         figure = Figure(figsize=(width, sum(heights)))
-        panels = figure.subplot_mosaic([["seen"] * 3, list(HYPOTHESES)], height_ratios=heights)
+        panels = figure.subplot_mosaic([["seen"] * len(built), list(built)], height_ratios=heights)
         _draw(panels["seen"], seen, hops, seen.n_layers, _SEEN, row, tight=False)
         panels["seen"].set_title(title or f"seen, k = {hops}")
         for name, circuit in theory.items():
-            _draw(panels[name], circuit, hops, seen.n_layers, INK[name], _ROW, tight=True)
+            _draw(panels[name], circuit, hops, seen.n_layers, built[name].ink, _ROW, tight=True)
             deeper = f" (has {circuit.n_layers} blocks)" if circuit.n_layers > seen.n_layers else ""
-            panels[name].set_title(name + deeper, color=INK[name])
-        panels["seen"].set_ylabel("output of block")
-        panels["lookup"].set_ylabel("output of block")
+            panels[name].set_title(name + deeper, color=built[name].ink)
+        for name in ("seen", next(iter(built))):
+            panels[name].set_ylabel("output of block")
         _explain(figure)
         return figure
 
@@ -213,9 +212,7 @@ def _places(cone: xr.Dataset | None, where: str) -> dict[int, frozenset[int]]:
         return {}
     matters = cone.matters.sel(metric="probability", where=where)
     matters = matters.any("head") if "head" in matters.dims else matters
-    return {
-        layer: frozenset(matters.chain.values[matters.sel(layer=layer).values].tolist()) for layer in matters.layer.values
-    }
+    return {layer: frozenset(matters.hop.values[matters.sel(layer=layer).values].tolist()) for layer in matters.layer.values}
 
 
 def _note(layer: int, probes: xr.Dataset | None, transplants: xr.Dataset | None) -> str:

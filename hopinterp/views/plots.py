@@ -1,4 +1,4 @@
-"""The gallery: matplotlib figures of the evidence, in one style; each function returns its Figure."""
+"""Figures of one kind of evidence each, in one style; each function returns a matplotlib Figure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import NullLocator
 
 from hopinterp.errors import HopInterpError
-from hopinterp.theory.hypotheses import HYPOTHESES, resolved
-from hopinterp.views.style import DASHES, INK, style
+from hopinterp.evidence.reading.behaviour import SOLVED
+from hopinterp.theory.hypotheses import exact
+from hopinterp.views.style import FAMILY_INK, INKS, style
 
 _RIM = [withStroke(linewidth=2.6, foreground="black")]  # a white mark shows on bright cells too
 
@@ -22,26 +25,36 @@ def error_curve(found: xr.Dataset, title: str = "") -> Figure:
     Args:
         found: what `evaluate` returned.
     """
-    shown = found.sel(k=found.k > 0)
-    if not shown.sizes["k"]:
+    shown = found.sel(hops=found.hops > 0)
+    ks, ink = shown.hops.values.tolist(), INKS[0]
+    if not ks:
         raise HopInterpError("there is nothing to draw on a log axis: no k above 0 was measured")
     with style():
         figure = Figure(figsize=(5, 3))
         axes = figure.subplots()
-        ink = INK["lookup"]
-        axes.fill_between(shown.k, 100 * shown.low, 100 * shown.high, color=ink, alpha=0.25, lw=0, label="95% interval")
-        axes.plot(shown.k, 100 * shown.error, "o-", color=ink, ms=3.5, label="error")
-        axes.axhline(1, color="0.5", lw=0.8, ls=":")
-        axes.annotate(
-            "1%", (shown.k.max(), 1), xytext=(0, 2), textcoords="offset points", ha="right", color="0.4", fontsize=8
-        )
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([k for k in (1, 2, 4, 8, 16, 32) if shown.k.min() <= k <= shown.k.max()])
-        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.fill_between(ks, 100 * shown.low, 100 * shown.high, color=ink, alpha=0.25, lw=0, label="95% interval")
+        axes.plot(ks, 100 * shown.error, "o-", color=ink, ms=3.5, label="error")
+        solved_line(axes, max(ks), "right")
+        log2_ticks(axes, min(ks), max(ks))
         axes.set(xlabel="hops k", ylabel="error on answered positions (%)", title=title)
         axes.set_ylim(bottom=-0.02 * max(2.0, 100 * float(shown.high.max())))
         axes.legend(loc="upper left")
         return figure
+
+
+def solved_line(axes: Axes, k: int, side: str) -> None:
+    """The error under which a k counts as solved, dotted, and named at one of its ends."""
+    axes.axhline(100 * SOLVED, color="0.5", lw=0.8, ls=":")
+    place, words = (k, 100 * SOLVED), f"{100 * SOLVED:g}%"
+    axes.annotate(words, place, xytext=(0, 2), textcoords="offset points", ha=side, color="0.4", fontsize=8)
+
+
+def log2_ticks(axes: Axes, first: int, last: int) -> None:
+    """A log2 axis of k with whole powers as its only ticks."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([2**n for n in range(12) if first <= 2**n <= last])
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def alignment_heatmap(found: xr.Dataset, k: int, title: str = "") -> Figure:
@@ -50,20 +63,28 @@ def alignment_heatmap(found: xr.Dataset, k: int, title: str = "") -> Figure:
     Args:
         found: what `align` returned.
     """
-    values = found.score.sel(k=k).stack(unit=("layer", "head")).transpose("unit", "hop")
-    n_heads = found.sizes["head"]
+    values = found.score.sel(hops=k).stack(unit=("layer", "head")).transpose("unit", "hop")
     with style():
         figure = Figure(figsize=(6.4, 0.22 * values.sizes["unit"] + 1.3))
         axes = figure.subplots()
         image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        axes.set_yticks(range(values.sizes["unit"]), [f"{layer}.{head}" for layer, head in values.unit.values], fontsize=7)
+        unit_ticks(axes, values, edges=True)
         axes.set_xticks(range(values.sizes["hop"]))
-        for edge in range(n_heads, values.sizes["unit"], n_heads):
-            axes.axhline(edge - 0.5, color="white", lw=1.5)
         axes.axvline(k + 0.5, color="white", lw=1, ls=":")
-        axes.set(xlabel="j", ylabel="layer.head", title=title or f"alignment with find$^j$ (cosine), k = {k}")
+        axes.set(xlabel="j", title=title or f"alignment with find$^j$ (cosine), k = {k}")
         figure.colorbar(image, ax=axes, label="mean cosine over sequences", shrink=0.9)
         return figure
+
+
+def unit_ticks(axes: Axes, values: xr.DataArray | xr.Dataset, edges: bool = False) -> None:
+    """Rows of heads (layer.head) or of blocks, from a stacked dim `unit`; with edges, a white line between blocks."""
+    places = [np.atleast_1d(unit).tolist() for unit in values.unit.values]
+    heads = len(places[0]) > 1
+    axes.set_yticks(range(len(places)), [".".join(map(str, place)) for place in places], fontsize=7 if heads else 9)
+    axes.set_ylabel("layer.head" if heads else "block")
+    for row in range(1, len(places) if edges else 0):
+        if places[row][0] != places[row - 1][0]:
+            axes.axhline(row - 0.5, color="white", lw=1.5)
 
 
 def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
@@ -79,11 +100,11 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
         image = axes.pcolormesh(hops, layers, found.accuracy, cmap="cividis", vmin=0, vmax=1, shading="nearest")
         for layer, hop in np.argwhere(found.held.values):
             axes.plot(hops[hop], layers[layer], "s", ms=9, mfc="none", mec="black", mew=1.2, zorder=4)
-        every = range(int(layers.max()) + 1)
-        for shift, name in zip((-0.12, 0.0, 0.12), HYPOTHESES, strict=True):
-            steps = np.asarray(resolved(name, k, len(every)))[layers]
-            label = f"{name}: {', '.join(map(str, steps))}"
-            axes.plot(steps + shift, layers, color=INK[name], dashes=DASHES[name], lw=2, marker=".", label=label)
+        theory = exact().values()
+        for shift, one in zip(np.linspace(-0.12, 0.12, len(theory)), theory, strict=True):
+            steps = np.asarray([one.holds(layer, k)[0] for layer in layers.tolist()])
+            label = f"{one.name}: {', '.join(map(str, steps))}"
+            axes.plot(steps + shift, layers, color=one.ink, dashes=one.dashes, lw=2, marker=".", label=label)
         axes.plot([], [], "s", ms=7, mfc="none", mec="black", label="held")
         axes.axvline(k + 0.5, color="white", lw=1, ls=":")
         axes.set_yticks(layers)
@@ -102,10 +123,9 @@ def light_cone(found: xr.Dataset, metric: str, title: str = "") -> Figure:
     """
     one = found.sel(metric=metric)
     rows = ("layer", "head") if "head" in one.dims else ("layer",)
-    stacked = one.stack(unit=rows).transpose("unit", "chain", "where")
-    labels = [".".join(map(str, np.atleast_1d(unit))) for unit in stacked.unit.values.tolist()]
+    stacked = one.stack(unit=rows).transpose("unit", "hop", "where")
     with style():
-        figure = Figure(figsize=(2 + 0.55 * one.sizes["chain"], 1.2 + 0.24 * len(labels)))
+        figure = Figure(figsize=(2 + 0.55 * one.sizes["hop"], 1.2 + 0.24 * stacked.sizes["unit"]))
         panels = figure.subplots(1, 2, sharey=True)
         titles = {"at": "at find$^j$(i)", "before": "one before it"}
         for axes, where in zip(panels, one["where"].values, strict=True):
@@ -113,10 +133,9 @@ def light_cone(found: xr.Dataset, metric: str, title: str = "") -> Figure:
             image = axes.imshow(cell.effect, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
             for unit, j in np.argwhere(cell.matters.values):
                 axes.plot(j, unit, "s", ms=7, mfc="none", mec="white", mew=1.2, path_effects=_RIM)
-            axes.set_xticks(range(one.sizes["chain"]), one.chain.values)
+            axes.set_xticks(range(one.sizes["hop"]), one.hop.values)
             axes.set(xlabel="j", title=titles[str(where)])
-        panels[0].set_yticks(range(len(labels)), labels, fontsize=9 if rows == ("layer",) else 7)
-        panels[0].set_ylabel("block" if rows == ("layer",) else "layer.head")
+        unit_ticks(panels[0], stacked)
         words = metric.replace("_", " ")
         figure.suptitle(
             title or f"{found.attrs['site']}, {found.attrs['direction']}, k = {found.attrs['hops']}", fontsize=10
@@ -135,19 +154,18 @@ def patch_heatmap(found: xr.Dataset, metric: str, title: str = "") -> Figure:
     rows = ("layer", "head") if "head" in one.dims else ("layer",)
     one = one if "position" in one.dims else one.expand_dims(position=["all"])
     stacked = one.stack(unit=rows).transpose("unit", "position")
-    labels = [".".join(map(str, np.atleast_1d(unit))) for unit in stacked.unit.values.tolist()]
     limit = max(1.0, float(abs(one).max()) if bool(one.notnull().any()) else 1.0)
     with style():
-        figure = Figure(figsize=(7.2 if one.sizes["position"] > 1 else 3, 1.2 + 0.24 * len(labels)))
+        figure = Figure(figsize=(7.2 if one.sizes["position"] > 1 else 3, 1.2 + 0.24 * stacked.sizes["unit"]))
         axes = figure.subplots()
         # effects have a sign: white is none
         image = axes.imshow(stacked, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-        axes.set_yticks(range(len(labels)), labels, fontsize=9 if rows == ("layer",) else 7)
+        unit_ticks(axes, stacked)
         if one.sizes["position"] == 1:
             axes.set_xticks([])
         settings = found.attrs
         axes.set_title(title or f"{settings['site']}, {settings['direction']}, k = {settings['hops']}")
-        axes.set(xlabel="position", ylabel="block" if rows == ("layer",) else "layer.head")
+        axes.set_xlabel("position")
         figure.colorbar(image, ax=axes, label=f"effect ({metric.replace('_', ' ')})", shrink=0.9)
         return figure
 
@@ -159,7 +177,7 @@ def iia_by_r(found: xr.Dataset, title: str = "") -> Figure:
     Args:
         found: what `transplant` returned, without heads.
     """
-    layers, ink = found.layer.values, dict(zip(found.family.values.tolist(), INK.values(), strict=True))
+    layers = found.layer.values
     with style():
         figure = Figure(figsize=(1.1 + 1.9 * len(layers), 2.9))
         panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
@@ -167,8 +185,8 @@ def iia_by_r(found: xr.Dataset, title: str = "") -> Figure:
             unit = found.sel(layer=layer)
             chance = np.fmax(unit.chance, unit.untrained).sel(family=unit.leading_family.values)
             axes.step(unit.hop, chance, where="mid", color="0.6", lw=1, ls=":", label="chance")
-            for family, color in ink.items():
-                row = unit.sel(family=family)
+            for family in found.family.values.tolist():
+                row, color = unit.sel(family=family), FAMILY_INK[family]
                 axes.fill_between(row.hop, row.low, row.high, color=color, alpha=0.2, lw=0)
                 axes.plot(row.hop, row.iia, "o-", color=color, ms=3, lw=1, label=family)
             if int(unit.best) >= 0:

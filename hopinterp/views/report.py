@@ -1,15 +1,16 @@
-"""The front page: a verdict and everything behind it as one HTML file that asks for nothing from anywhere else."""
+"""A verdict and everything behind it as one HTML file that asks for nothing from anywhere else."""
 
 from __future__ import annotations
 
 import base64
 import io
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import matplotlib as mpl
@@ -18,45 +19,24 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hopinterp.errors import HopInterpError
-from hopinterp.judgement.readings import ATTENDED
-from hopinterp.judgement.verdict import Survey, Verdict
-from hopinterp.models.fused import FusedTransformer, device_of
+from hopinterp.evidence.kinds import KINDS, called
+from hopinterp.judgement.readings import Control
+from hopinterp.judgement.records import Growth, Row, Survey, Verdict, growth_in_theory, hops_text
+from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.task import HopTask
-from hopinterp.views import circuits, graph, plots, statements, tables
+from hopinterp.theory.hypotheses import HYPOTHESES, claims
+from hopinterp.views import circuits
 from hopinterp.views.circuits import Example
+from hopinterp.views.plates import Plate, error_plate
 
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
-_METRIC = "probability"
 _PACKAGES = ("hopinterp", "torch", "transformer-lens", "circuitsvis", "matplotlib")
-_WORDS = {
-    "doubling": "The hops that a block resolves about double from block to block, by pointer doubling",
-    "sequential": "The model takes one hop a block",
-    "mixed": "The model solves the task, but the evidence fits neither doubling nor one hop a block",
-    "undetermined": "What was measured does not tell doubling from one hop a block",
-    "none": "The model does not solve the task here, so nothing is claimed about its mechanism",
-}
-_FORMS = {
-    "lookup": ": each block goes where its pointer points and takes the pointer that it finds there (lookup)",
-    "successor": ": each block goes to the position after the one that its pointer names (successor)",
-}
-_CONTROLS = {
-    "untrained_probe": "Probes of an untrained model of the same sizes hold nothing",
-    "selectivity": "What is held is read better than labels drawn at random",
-    "off_chain": "Patching a place off the chain does not matter",
-    "untrained_transplant": "Blocks of an untrained model stand for nothing",
-}
-_AGREEMENTS = {
-    "transplant_probe": "transplants and probes",
-    "transplant_light_cone": "transplants and the light cone",
-    "probe_light_cone": "probes and the light cone",
-}
+_PLAIN = {"mixed": "#D55E00", "undetermined": "#57606A"}
+"""Colours of the verdicts that name no hypothesis."""
 
 
 @dataclass(frozen=True)
-class Plate:
-    """A figure as the page shows it.
+class Picture:
+    """A plate as the page shows it.
 
     Attributes:
         source: a data URI.
@@ -79,12 +59,13 @@ class Part:
     hops: int
     verdict: str
     form: str | None
+    ink: str
     words: str
     error: str
     reasons: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[str]]]
+    rows: Sequence[Row]
     seen: Mapping[str, str]
-    plates: Sequence[Plate]
+    plates: Sequence[Picture]
     controls: Sequence[tuple[str, str, str]]
     agreement: Sequence[tuple[str, str]]
     settings: Sequence[tuple[str, str]]
@@ -92,8 +73,8 @@ class Part:
 
 def report(
     found: Verdict | Survey,
-    name: str,
-    model: HookedTransformer | FusedTransformer | None = None,
+    name: str = "",
+    model: ModelLike | None = None,
     task: HopTask | None = None,
 ) -> str:
     """One self-contained HTML document: the verdict in words, the table, the figures, the controls, the settings.
@@ -103,23 +84,25 @@ def report(
 
     Args:
         found: what `verify` or `verify_all` returned. Of a survey, every k has a section that opens.
-        name: of the model, for the title.
+        name: of the model, for the title; by default the verdict's own.
         model, task: to show what the heads attend to in one sequence, drawn from the verdict's seed: a reader chooses block,
-            head and find^j. Of a survey, at the largest k that is solved. Without a model the page has no script of
-            CircuitsVis.
+            head and find^j. Of a survey, at the largest k at which it does not fail. Without a model the page has no script
+            of CircuitsVis.
     """
     many = isinstance(found, Survey)
     verdicts = list(found.verdicts.values()) if isinstance(found, Survey) else [found]
-    example = None if model is None or task is None else _read_example(verdicts, model, task)
-    behaviour = verdicts[0].evidence["behaviour"]
+    example = None if model is None or task is None else _read_example(verdicts, Subject.of(model, task), task)
+    behaviour, name = verdicts[0].evidence["behaviour"], name or found.model or "this model"
     context = {
         "name": name,
         # with many k, vector graphics would make tens of megabytes
         "parts": [_part(verdict, sharp=not many) for verdict in verdicts],
         "many": many,
-        "capacity": statements.capacity_text(found.capacity),
-        "errors": _errors(behaviour, name),
-        "error_rows": [(int(k), _percent(behaviour.sel(k=k))) for k in behaviour.k.values],
+        "capacity": str(found.capacity),
+        "notes": [kind.explains for kind in KINDS.values() if kind.explains],
+        "growth": growth_in_theory(),
+        "errors": _picture(error_plate(behaviour, name), sharp=True),
+        "error_rows": [(int(k), _percent(behaviour.sel(hops=k))) for k in behaviour.hops.values],
         "versions": [(package, metadata.version(package)) for package in _PACKAGES],
         "example": None if example is None else _example(example, verdicts),
         "bundle": "" if example is None else circuits.bundled_script(),
@@ -131,8 +114,8 @@ def report(
 def write_report(
     path: str | Path,
     found: Verdict | Survey,
-    name: str,
-    model: HookedTransformer | FusedTransformer | None = None,
+    name: str = "",
+    model: ModelLike | None = None,
     task: HopTask | None = None,
 ) -> None:
     """Write the page, whole or not at all. Raises HopInterpError as `check_writable` does, or where the disk refuses."""
@@ -170,22 +153,33 @@ def _page() -> jinja2.Template:
 
 
 def _part(verdict: Verdict, sharp: bool) -> Part:
-    form = _FORMS.get(verdict.form or "", "")
-    settings = {**verdict.settings, **{f"{kind}: {key}": value for kind, key, value in _attributes(verdict.evidence)}}
+    settings = {**verdict.settings, **_attributes(verdict.evidence)}
     return Part(
         verdict.hops,
         verdict.verdict,
         verdict.form,
-        f"{_WORDS[verdict.verdict]}{form}.",
+        _PLAIN[verdict.verdict] if verdict.verdict in _PLAIN else HYPOTHESES[verdict.verdict].ink,
+        _words(verdict),
         _percent(verdict.error),
         verdict.reasons,
         _rows(verdict),
-        {kind: statements.hops_text(verdict.resolved[kind]) for kind in ("transplant", "probe")},
-        [_plate(title, figure, alt, caption, sharp) for title, figure, alt, caption in _figures(verdict)],
-        [_control(name, control) for name, control in verdict.controls.items()],
-        [(_AGREEMENTS.get(name, name), f"{x['agree']} of {x['of']} blocks") for name, x in verdict.agreement.items()],
+        {kind: hops_text(verdict.resolved[kind]) for kind in ("transplant", "probe")},
+        [_picture(plate, sharp) for plate in _plates(verdict)],
+        [_control(control) for control in verdict.controls.values()],
+        [(_pair(pair), f"{count.agree} of {count.of} blocks") for pair, count in verdict.agreement.items()],
         [(str(key), _number(value)) for key, value in settings.items()],
     )
+
+
+def _words(verdict: Verdict) -> str:
+    """The verdict as a sentence."""
+    known = ", ".join(claims())
+    if verdict.verdict == "mixed":
+        return f"The evidence fits none of the hypotheses ({known})."
+    if verdict.verdict == "undetermined":
+        return f"What was measured does not tell the hypotheses apart ({known})."
+    form = f": {HYPOTHESES[verdict.form].words} ({verdict.form})" if verdict.form else ""
+    return f"{HYPOTHESES[verdict.verdict].words}{form}."
 
 
 def _percent(error: Mapping[str, float] | xr.Dataset) -> str:
@@ -193,39 +187,33 @@ def _percent(error: Mapping[str, float] | xr.Dataset) -> str:
     return f"{middle:.2f}% (95% interval {low:.2f} to {high:.2f}%)"
 
 
-def _attributes(evidence: Mapping[str, xr.Dataset]) -> Iterable[tuple[str, str, Any]]:
-    for kind, one in evidence.items():
-        for key, value in one.attrs.items():
-            yield kind, key, value
+def _attributes(evidence: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    return {f"{kind}: {key}": value for kind, one in evidence.items() for key, value in one.attrs.items()}
 
 
-def _rows(verdict: Verdict) -> list[tuple[str, list[str]]]:
-    """The rows of `statements.table_rows`, what the output stands for it as, and growth: a label, then a cell a block."""
-    stands, *others = statements.table_rows(verdict)
-    families = _families(verdict.evidence.get("transplant"))
+def _rows(verdict: Verdict) -> list[Row]:
+    """The rows of every view, and growth: a label, then a cell a block."""
     layers = range(len(verdict.attended))
-    growth = {(step["layers"][1], step["by"]): _growth(step) for step in verdict.growth}
-    by = {"growth of what it stands for": "transplant", "growth of what it holds": "probe"}
-    rows = [(label, [growth.get((layer, kind), "") for layer in layers]) for label, kind in by.items()]
-    carried = [families.get(layer, "–") for layer in layers]
-    return [stands, ("carried as", carried), *others, *(row for row in rows if any(row[1]))]
+    grown = {(step.layers[1], step.by): _growth(step) for step in verdict.growth}
+    kinds = [kind for name, kind in KINDS.items() if any(step.by == name for step in verdict.growth)]
+    growth = [(f"growth of {kind.grows}", tuple(grown.get((n, kind.name), "") for n in layers)) for kind in kinds]
+    return [*verdict.rows, *growth]
 
 
-def _families(transplants: xr.Dataset | None) -> dict[int, str]:
-    if transplants is None:
-        return {}
-    clear = transplants.sel(layer=transplants.best >= 0)
-    return dict(zip(clear.layer.values.tolist(), clear.best_family.values.tolist(), strict=True))
+def _growth(step: Growth) -> str:
+    return f"×{step.ratio:.3g} ({step.low:.3g}–{step.high:.3g})"
 
 
-def _growth(step: Mapping[str, Any]) -> str:
-    return f"×{step['ratio']:.3g} ({step['low']:.3g}–{step['high']:.3g})"
+def _pair(agreement: str) -> str:
+    """Two kinds of evidence in words."""
+    pairs = itertools.combinations(KINDS.values(), 2)
+    return next((f"{a.words} and {b.words}" for a, b in pairs if f"{a.resolves}_{b.resolves}" == agreement), agreement)
 
 
-def _control(name: str, control: Mapping[str, Any]) -> tuple[str, str, str]:
-    figures = (f"{key.replace('_', ' ')} {_number(value)}" for key, value in control.items() if key != "passed")
-    outcome = {True: "passed", False: "FAILED", None: "not measurable"}[control["passed"]]
-    return _CONTROLS.get(name, name.replace("_", " ")), outcome, ", ".join(figures)
+def _control(control: Control) -> tuple[str, str, str]:
+    figures = (f"{key.replace('_', ' ')} {_number(value)}" for key, value in control.to_json().items() if key != "passed")
+    outcome = {True: "passed", False: "FAILED", None: "not measurable"}[control.passed]
+    return control.words, outcome, ", ".join(figures)
 
 
 def _number(value: Any) -> str:
@@ -237,50 +225,16 @@ def _number(value: Any) -> str:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _figures(verdict: Verdict) -> Iterable[tuple[str, Figure, str, str]]:
-    """Title, figure, what it shows, how to read it: of every kind of evidence that the verdict has."""
-    found, k = verdict.evidence, verdict.hops
-    attention, probes, cone, swaps = (found.get(kind) for kind in ("attention", "probe", "patch", "transplant"))
-    if probes is not None:
-        caption = "Held-out accuracy of linear probes for the letter of every hop. Boxed: held, well above every cheaper"
-        caption += " explanation. Lines: R(ℓ) of each hypothesis."
-        yield "What can be read off each block", plots.probe_staircase(probes), _shown(tables.probe_reading(probes)), caption
-    if attention is not None:
-        circuit = graph.circuit_graph(attention, k, cone=cone, probes=probes, transplants=swaps)
-        caption = "A box is a head (block.head), its column the hop that it brings to i: where its cosine with find^j is at"
-        caption += f" least {ATTENDED:g}. A dot: the answer at i hangs on the block's output there. Below, the constructed"
-        caption += " models."
-        reading = tables.attention_reading(attention.sel(k=k))
-        yield "Which head moves which hop", circuit, reading, caption
-        caption = "Mean cosine of each head's pattern with the 0/1 matrix of find^j (the paper's Figures 12 and 13, layers"
-        caption += " counted from 0)."
-        yield "Attention and find^j", plots.alignment_heatmap(attention, k), reading, caption
-    if cone is not None:
-        reading = _shown(tables.patch_reading(cone, _METRIC))
-        caption = "How much the answer at i suffers when a block's output on the chain is another sequence's. Boxed: it"
-        caption += f" matters, the interval lies above {cone.attrs['bar']:.2f}."
-        yield "The light cone: what the answer still needs", plots.light_cone(cone, _METRIC), reading, caption
-    if swaps is not None:
-        reading = _shown(tables.transplant_reading(swaps))
-        caption = "How often the answer, once a block's output at i is another sequence's, is what \"r hops done\" predicts."
-        caption += " Ringed: what the block stands for."
-        yield "What each block's output stands for", plots.iia_by_r(swaps), reading, caption
+def _plates(verdict: Verdict) -> list[Plate]:
+    """Of every kind of evidence that the verdict has."""
+    drawn = [kind.figures for name, kind in KINDS.items() if kind.figures and name in verdict.evidence]
+    return [plate for figures in drawn for plate in called(figures)(verdict.evidence, verdict.hops)]
 
 
-def _errors(found: xr.Dataset, name: str) -> Plate:
-    """err_k of every k that was measured."""
-    caption = "err_k, the share of answered positions whose answer is wrong (the paper's Figure 2, one depth)."
-    return _plate("err_k", plots.error_curve(found), tables.errors_reading(found, name), caption, sharp=True)
-
-
-def _shown(reading: str) -> str:
-    """The last line of a reading, what was found, without what explains the terminal's table."""
-    return reading.splitlines()[-1].partition(" In brackets")[0]
-
-
-def _plate(title: str, figure: Figure, alt: str, caption: str, sharp: bool) -> Plate:
-    width = round(figure.get_figwidth() * 110)
-    return Plate(title, _vector(figure) if sharp else _pixels(figure), alt, caption, width)
+def _picture(plate: Plate, sharp: bool) -> Picture:
+    width = round(plate.figure.get_figwidth() * 110)
+    source = _vector(plate.figure) if sharp else _pixels(plate.figure)
+    return Picture(plate.title, source, plate.shows, plate.caption, width)
 
 
 def _vector(figure: Figure) -> str:
@@ -303,11 +257,11 @@ def _pixels(figure: Figure) -> str:
 # -- the example -------------------------------------------------------------------------------------------
 
 
-def _read_example(verdicts: Sequence[Verdict], model: HookedTransformer | FusedTransformer, task: HopTask) -> Example:
-    solved = [verdict for verdict in verdicts if verdict.verdict != "none"] or verdicts
-    shown = max(solved, key=lambda verdict: verdict.hops)
-    batch = task.sample(1, hops=shown.hops, seed=shown.settings.get("seed", 0), device=device_of(model))
-    return circuits.read_example(model, batch)
+def _read_example(verdicts: Sequence[Verdict], subject: Subject, task: HopTask) -> Example:
+    fine = [verdict for verdict in verdicts if verdict.verdict != "none"] or verdicts
+    shown = max(fine, key=lambda verdict: verdict.hops)
+    batch = task.sample(1, hops=shown.hops, seed=shown.settings.get("seed", 0), device=subject.device)
+    return circuits.read_example(subject, batch)
 
 
 def _example(example: Example, verdicts: Sequence[Verdict]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The frame shop: the one style of all figures, and inks that every kind of colour vision tells apart."""
+"""The one style of all figures, and inks that every kind of colour vision tells apart."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import matplotlib as mpl
 INKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's colours, without their yellow, which is too light for a line."""
 
-INK = {"lookup": INKS[0], "successor": INKS[1], "sequential": INKS[2]}
-DASHES = {"lookup": (4, 2), "successor": (1, 0), "sequential": (1, 1.5)}
+FAMILY_INK = {"pointer": INKS[0], "content": INKS[1], "occurrence": INKS[2]}
+"""Of the families of transplants, by what they say was carried."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 _STYLE: dict[Any, Any] = {

@@ -1,7 +1,8 @@
-"""The noticeboard: the evidence as JSON objects, as terminal tables, and as one line that reads them."""
+"""Each kind of evidence as a JSON object, as a table for the terminal, and as a line that reads it."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,16 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from hopinterp.theory.hypotheses import HYPOTHESES, resolved
+from hopinterp.evidence.reading.behaviour import SOLVED, error_table, solved_by
+from hopinterp.theory.hypotheses import exact
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from hopinterp.models.store import Card
+
+
+_BAR = f"the error's upper 95% end ≤ {100 * SOLVED:g}%"
 
 
 def finite(value: Any) -> Any:
@@ -27,15 +32,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def solved(errors: Mapping[str, float]) -> str:
-    """The k's from the lowest measured on, as long as each has at most 1% error."""
-    ks = sorted(map(int, errors))
-    count = 0
-    while count < len(ks) and errors[str(ks[count])] <= 0.01:
-        count += 1
-    if not count:
+def solved(errors: Mapping[str, Any]) -> str:
+    """The k's of an error table, from the lowest measured on, as long as each is solved."""
+    ks, fine = sorted(map(int, errors.get("errors", {}))), solved_by(errors)
+    unbroken = list(itertools.takewhile(fine.__contains__, ks))
+    if not unbroken:
         return f"not even k = {ks[0]}" if ks else "no k measured"
-    return f"k = {ks[0]}" if count == 1 else f"k = {ks[0]} to {ks[count - 1]}"
+    return f"k = {ks[0]}" if len(unbroken) == 1 else f"k = {ks[0]} to {unbroken[-1]}"
 
 
 def models_table(cards: Mapping[str, Card]) -> Table:
@@ -44,28 +47,26 @@ def models_table(cards: Mapping[str, Card]) -> Table:
     for name, card in cards.items():
         spec, task = card.spec, card.task
         sizes = (spec.n_layers, spec.d_model, spec.n_heads, task.n_letters, task.alphabet_size, task.max_hops)
-        table.add_row(name, *map(str, sizes), solved(card.errors.get("errors", {})), str(card.made.get("how", "")))
+        table.add_row(name, *map(str, sizes), solved(card.errors), str(card.made.get("how", "")))
     return table
 
 
 def model_reading(place: object, card: Card) -> str:
     """Where a model was put, its sizes, and up to which k it answers."""
     sizes = f"{card.spec.n_layers} blocks, d_model {card.spec.d_model}, {card.spec.n_heads} heads"
-    return f"{place}: {sizes}. Solves {solved(card.errors['errors'])} (error ≤ 1%)."
+    return f"{place}: {sizes}. Solves {solved(card.errors)} ({_BAR})."
 
 
 def errors_json(found: xr.Dataset) -> dict[str, Any]:
-    """What `evaluate` found, keyed by k."""
-    names = {"errors": "error", "low": "low", "high": "high"}
-    values = {key: {str(k): float(found[name].sel(k=k)) for k in found.k.values} for key, name in names.items()}
-    return values | {"settings": dict(found.attrs)}
+    """What `evaluate` found, keyed by k: the table that a card keeps."""
+    return error_table(found)
 
 
 def errors_table(found: xr.Dataset) -> Table:
     """A row a k."""
     table = ruled_table("k", "error %", "95% interval", "positions")
-    for k in found.k.values:
-        row = found.sel(k=k)
+    for k in found.hops.values:
+        row = found.sel(hops=k)
         interval = f"{100 * float(row.low):.2f} – {100 * float(row.high):.2f}"
         table.add_row(str(k), f"{100 * float(row.error):.2f}", interval, str(int(row.positions)))
     return table
@@ -75,7 +76,7 @@ def errors_reading(found: xr.Dataset, name: str) -> str:
     """Up to which k the model answers."""
     dropout = found.attrs["dropout"]
     condition = f"with dropout {dropout:g}" if dropout else "in eval mode"
-    return f"{name} solves {solved(errors_json(found)['errors'])} {condition} (error ≤ 1% for all of them)."
+    return f"{name} solves {solved(error_table(found))} {condition} ({_BAR})."
 
 
 def attention_json(one: xr.Dataset, hops: int) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def probe_json(found: xr.Dataset) -> dict[str, Any]:
         row = found.sel(layer=layer)
         values: dict[str, Any] = {name: {str(j): float(row[name].sel(hop=j)) for j in row.hop.values} for name in by_hop}
         held = [j for j in row.hop.values.tolist() if bool(row.held.sel(hop=j))]
-        theory = {name: resolved(name, hops, layer + 1)[layer] for name in HYPOTHESES}
+        theory = {name: one.holds(layer, hops)[0] for name, one in exact().items()}
         ends = {"resolved": int(row.resolved), "frontier": int(row.frontier)}
         layers.append({"layer": layer, **values, "held": held, **ends, "theory": theory})
     explanations = {name: found[name].values.tolist() for name in ("majority", "lower_hops")}
@@ -148,8 +149,8 @@ def probe_reading(found: xr.Dataset) -> str:
     hops, layers = found.attrs["hops"], found.layer.values.tolist()
     who = "Blocks resolve" if len(layers) > 1 else f"Block {layers[0]} resolves"
     seen = ", ".join(str(int(r)) for r in found.resolved)
-    predicted = {name: resolved(name, hops, layers[-1] + 1) for name in HYPOTHESES}
-    theory = "; ".join(f"{name} {', '.join(str(r[layer]) for layer in layers)}" for name, r in predicted.items())
+    predicted = {name: [one.holds(layer, hops)[0] for layer in layers] for name, one in exact().items()}
+    theory = "; ".join(f"{name} {', '.join(map(str, steps))}" for name, steps in predicted.items())
     key = f"Accuracy of the {found.attrs['target']} at find^j(i), j = 0, 1, …, read from a block's output at i. Cheaper: the"
     key += " best other explanation. Green: held, the accuracy's lower bound closes 80% of the gap from there to 1."
     return f"{key}\n{who} {seen} of {hops} hops. Theory: {theory}."
@@ -164,16 +165,9 @@ def patch_json(found: xr.Dataset, metric: str) -> dict[str, Any]:
         names += ["matters", "pairs", "off_chain", "off_chain_low", "off_chain_high"]
     values = {name: one[name].values.tolist() for name in names}
     ends = {name: float(one[name]) for name in ("clean", "corrupt")}
-    axes = list(one.effect.dims)
-    return {
-        "site": found.attrs["site"],
-        "by": by,
-        "metric": metric,
-        "axes": axes,
-        **values,
-        **ends,
-        "settings": dict(found.attrs),
-    }
+    axes = ["chain" if by == "chain" and dim == "hop" else dim for dim in one.effect.dims]
+    said = {"site": found.attrs["site"], "by": by, "metric": metric, "axes": axes}
+    return said | values | ends | {"settings": dict(found.attrs)}
 
 
 def patch_table(found: xr.Dataset, metric: str) -> Table:
@@ -190,7 +184,7 @@ def patch_table(found: xr.Dataset, metric: str) -> Table:
             where = str(int(order[0])) if "position" in one.dims else "all"
             table.add_row(name, _decimals(best.effect), f"{_decimals(best.low)} – {_decimals(best.high)}", where, others)
         return table
-    table = ruled_table("unit", "place", *(str(j) for j in one.chain.values), "off chain")
+    table = ruled_table("unit", "place", *(str(j) for j in one.hop.values), "off chain")
     for where in one["where"].values:
         for name, unit in rows:
             cells = unit.sel(where=where)
@@ -224,7 +218,7 @@ def _where_it_matters(unit: xr.Dataset) -> str:
     partly = (unit.low > unit.off_chain_high) & ~unit.matters
 
     def listed(marked: xr.DataArray) -> str:
-        places = [(j, where) for where in ("at", "before") for j in marked.chain.values[marked.sel(where=where).values]]
+        places = [(j, where) for where in ("at", "before") for j in marked.hop.values[marked.sel(where=where).values]]
         return ", ".join(f"{j}" if where == "at" else f"before {j}" for j, where in places)
 
     return (listed(unit.matters) or "none") + (f" (in part {listed(partly)})" if bool(partly.any()) else "")

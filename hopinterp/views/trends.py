@@ -1,4 +1,4 @@
-"""The wide gallery: figures over many k, many depths or many steps of training; each function returns its Figure."""
+"""Figures over many k, many depths or many steps of training; each function returns a matplotlib Figure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 
 from hopinterp.errors import HopInterpError
+from hopinterp.views.plots import log2_ticks, solved_line, unit_ticks
 from hopinterp.views.style import INKS, MARKERS, style
 
 Published = Mapping[str, Mapping[int, float]]
 """Errors that others measured: by name, then by k, as shares."""
-
-_SOLVED = 0.01
 
 
 def threshold(found: Mapping[str, xr.Dataset], published: Published | None = None, title: str = "") -> Figure:
@@ -34,10 +33,10 @@ def threshold(found: Mapping[str, xr.Dataset], published: Published | None = Non
         figure = Figure(figsize=(8 if published else 5, 3.3))
         panels = figure.subplots(1, 2 if published else 1, sharex=True, sharey=True, squeeze=False)[0]
         for name, one in found.items():
-            shown = one.sel(k=one.k > 0)
+            shown = one.sel(hops=one.hops > 0)
             ink, marker = look[name]
-            panels[0].fill_between(shown.k, 100 * shown.low, 100 * shown.high, color=ink, alpha=0.25, lw=0)
-            panels[0].plot(shown.k, 100 * shown.error, color=ink, marker=marker, ms=3.5, lw=1.3, label=name)
+            panels[0].fill_between(shown.hops, 100 * shown.low, 100 * shown.high, color=ink, alpha=0.25, lw=0)
+            panels[0].plot(shown.hops, 100 * shown.error, color=ink, marker=marker, ms=3.5, lw=1.3, label=name)
         for name, errors in (published or {}).items():
             ks = [k for k in sorted(errors) if k > 0]
             ink, marker = look[name]
@@ -46,10 +45,9 @@ def threshold(found: Mapping[str, xr.Dataset], published: Published | None = Non
         if not ks:
             raise HopInterpError("there is nothing to draw on a log axis: no k above 0 was measured")
         for axes, words in zip(panels, ("measured here, with 95% intervals", "published"), strict=False):
-            axes.axhline(100 * _SOLVED, color="0.5", lw=0.8, ls=":")
-            axes.annotate("1%", (ks[0], 1), xytext=(0, 2), textcoords="offset points", color="0.4", fontsize=8)
+            solved_line(axes, ks[0], "left")
             axes.set(xlabel="hops k", title=words if published else title)
-        _log2(panels[0], ks)
+        log2_ticks(panels[0], ks[0], ks[-1])
         panels[0].set_ylabel("error on answered positions (%)")
         panels[0].set_ylim(bottom=-1.5)
         handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -59,13 +57,6 @@ def threshold(found: Mapping[str, xr.Dataset], published: Published | None = Non
         return figure
 
 
-def _log2(axes: Axes, ks: Sequence[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([2**n for n in range(12) if ks[0] <= 2**n <= ks[-1]])
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-
-
 def argmax_map(found: xr.Dataset, title: str = "") -> Figure:
     """The find^j that every head (rows, by layer) agrees with best, for every k (columns): j as number and colour, and how
     well as strength of the colour (the paper's Figures 14 and 15).
@@ -73,9 +64,9 @@ def argmax_map(found: xr.Dataset, title: str = "") -> Figure:
     Args:
         found: what `align` returned, for many k.
     """
-    best = found.best_hop.stack(unit=("layer", "head")).transpose("unit", "k")
-    score = found.best_score.stack(unit=("layer", "head")).transpose("unit", "k")
-    (rows, columns), n_heads, last = best.shape, found.sizes["head"], int(found.hop.max())
+    best = found.best_hop.stack(unit=("layer", "head")).transpose("unit", "hops")
+    score = found.best_score.stack(unit=("layer", "head")).transpose("unit", "hops")
+    (rows, columns), last = best.shape, int(found.hop.max())
     colours, norm = _steps(last)
     with style():
         figure = Figure(figsize=(1.6 + 0.3 * columns, 1.2 + 0.22 * rows))
@@ -86,12 +77,10 @@ def argmax_map(found: xr.Dataset, title: str = "") -> Figure:
         for (row, column), j in np.ndenumerate(best.values):
             dark = cells[row, column] @ (0.3, 0.59, 0.11) < 0.6
             axes.text(column, row, str(j), ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
-        axes.set_yticks(range(rows), [f"{layer}.{head}" for layer, head in best.unit.values], fontsize=7)
-        axes.set_xticks(range(columns), found.k.values)
+        unit_ticks(axes, best, edges=True)
+        axes.set_xticks(range(columns), found.hops.values)
         axes.tick_params(length=0)
-        for edge in range(n_heads, rows, n_heads):
-            axes.axhline(edge - 0.5, color="white", lw=2)
-        axes.set(xlabel="hops k asked for", ylabel="layer.head", title=title or "find$^j$ that a head agrees with best")
+        axes.set(xlabel="hops k asked for", title=title or "find$^j$ that a head agrees with best")
         _hop_bar(figure, [axes], colours, norm, "j (pale: low cosine)")
         return figure
 
@@ -111,15 +100,15 @@ def dynamics(series: Sequence[tuple[int, xr.Dataset]], title: str = "") -> Figur
 
 
 def _falling_errors(found: xr.Dataset, title: str) -> Figure:
-    colours, norm = _steps(int(found.k.max()))
+    colours, norm = _steps(int(found.hops.max()))
     with style():
         figure = Figure(figsize=(6, 3.3))
         axes = figure.subplots()
-        for k in found.k.values:
-            one = found.sel(k=k)
+        for k in found.hops.values:
+            one = found.sel(hops=k)
             axes.fill_between(found.step, 100 * one.low, 100 * one.high, color=colours(norm(k)), alpha=0.2, lw=0)
             axes.plot(found.step, 100 * one.error, ".-", color=colours(norm(k)), lw=1.2, ms=4)
-        axes.axhline(100 * _SOLVED, color="0.5", lw=0.8, ls=":")
+        solved_line(axes, int(found.step.max()), "right")
         axes.set(xlabel="training step", ylabel="error on answered positions (%)", title=title or "err$_k$ during training")
         _hop_bar(figure, [axes], colours, norm, "hops k")
         return figure
@@ -140,7 +129,7 @@ def _learned_hops(found: xr.Dataset, title: str) -> Figure:
             axes.set(xlabel="training step", title=f"block {layer}", ylim=(-0.02, 1.05))
         panels[0].set_ylabel("held-out accuracy (●: held)")
         figure.suptitle(title or f"hops that can be read off each block during training, k = {k}", fontsize=10)
-        _hop_bar(figure, panels, colours, norm, "hop j")
+        _hop_bar(figure, panels.tolist(), colours, norm, "hop j")
         return figure
 
 
@@ -151,7 +140,7 @@ def _steps(last: int) -> tuple[mpl.colors.Colormap, BoundaryNorm]:
 
 
 def _hop_bar(figure: Figure, panels: Sequence[Axes], colours: mpl.colors.Colormap, norm: BoundaryNorm, label: str) -> None:
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), label=label, shrink=0.9)
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, label=label, shrink=0.9)
     last = colours.N - 1
     bar.set_ticks(range(0, last + 1, max(1, last // 4)))
     bar.minorticks_off()

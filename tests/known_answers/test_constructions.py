@@ -18,7 +18,7 @@ def test_a_model_of_one_k(algorithm, k, task):
     behaves_exactly(found, k)
     holds_what_is_known(found, made.asked(k))
     attends_to_what_is_known(found, made.asked(k))
-    assert all(control["passed"] for control in found.controls.values())
+    assert all(control.passed for control in found.controls.values())
     if k < 4:
         assert found.verdict == "undetermined"
     elif algorithm == "sequential":
@@ -32,7 +32,7 @@ def test_a_model_of_one_k(algorithm, k, task):
         assert found.resolved["transplant"][layer] == r
         assert r in found.resolved["light_cone"][layer]
         # some 20 pairs a place: an effect of 0.75 or none is told by its size; test_light_cone.py has intervals
-        needed = set(effect.chain.values[(effect.sel(layer=layer) > 0.2).values].tolist())
+        needed = set(effect.hop.values[(effect.sel(layer=layer) > 0.2).values].tolist())
         assert needed == causal.light_cone(layer), layer
 
 
@@ -45,21 +45,21 @@ def test_a_model_of_every_k(algorithm, k, task):
     holds_what_is_known(found, made.asked(k))
     attends_to_what_is_known(found, made.asked(k))
     assert (found.verdict, found.form) == ("doubling", algorithm), found.reasons
-    assert found.capacity["measured"] == 16
+    assert found.capacity.measured == 16
 
 
 @pytest.mark.parametrize("k", [0, 4, 16])
 def test_a_sequential_model_of_every_k(k, task):
     """17 blocks of width 230: what its blocks hold is tested above, one k at a time."""
     made = Construction.of(task, None, "sequential")
-    assert float(hi.evaluate(made.fused, task, [k], 50).error.sel(k=k)) == 0
-    found = hi.align(made.fused, task, hops=k, sequences=20).sel(k=k)
+    assert float(hi.evaluate(made.fused, task, [k], 50).error.sel(hops=k)) == 0
+    found = hi.align(made.fused, task, hops=k, sequences=20).sel(hops=k)
     attends(found, made.asked(k))
 
 
 def behaves_exactly(found, k):
     assert found.error["error"] == 0
-    assert float(found.evidence["behaviour"].null_error.sel(k=k)) == 0
+    assert float(found.evidence["behaviour"].null_error.sel(hops=k)) == 0
 
 
 def holds_what_is_known(found, causal):
@@ -71,7 +71,7 @@ def holds_what_is_known(found, causal):
 
 
 def attends_to_what_is_known(found, causal):
-    attends(found.evidence["attention"].sel(k=causal.hops), causal)
+    attends(found.evidence["attention"].sel(hops=causal.hops), causal)
     for layer in range(causal.n_layers):
         targets = {target.hop for target in causal.attends(layer) if target.where == "find"}
         assert set(found.attended[layer]) == {j for j in targets if j <= causal.hops}  # a multi-task model's run on

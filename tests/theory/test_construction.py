@@ -11,10 +11,11 @@ from hopinterp.models import store
 from hopinterp.models.spec import ModelSpec
 from hopinterp.theory.causal import Target
 from hopinterp.theory.compiler import MARGIN, compile_program
-from hopinterp.theory.construction import ALGORITHMS, Construction, construct, printed
+from hopinterp.theory.construction import ALGORITHMS, Construction, construct
 from hopinterp.theory.doubling import mpc_hop
 from hopinterp.theory.margins import margins
 from hopinterp.theory.program import PREVIOUS_LETTER, SYMBOL, Head, Last, Move, Program, SameLetter
+from hopinterp.theory.programs import printed
 
 
 def letters(task, count, seed):

@@ -1,9 +1,11 @@
 """Plans check themselves; presets are what they say."""
 
+from dataclasses import fields
+
 import pytest
 
 from hopinterp import HopInterpError, ModelSpec, TrainConfig
-from hopinterp.training.loop import Run, _set_rate
+from hopinterp.training.run import Run, _set_rate
 
 
 def test_the_paper_s_plan():
@@ -48,6 +50,7 @@ def test_the_command_names_what_differs():
         ({"beta2": 1.0}, "beta2 is 1.0"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'; it must be muon or adamw"),
         ({"short_until": (0.5, 0.2)}, "two rising shares"),
+        ({"seed": -1}, "seed is -1; it must be between 0 and 2\\^32"),
         ({"samples": 10}, "samples is 10; a batch alone has 64"),
         ({"samples": 100, "curriculum": True}, "needs no curriculum"),
         ({"compile": True, "dropout": 0.1}, "draws no dropout"),
@@ -58,3 +61,7 @@ def test_the_command_names_what_differs():
 def test_bad_plans_are_named(settings, words):
     with pytest.raises(HopInterpError, match=words):
         TrainConfig.preset(settings.pop("preset", "full"), **settings)
+
+
+def test_every_setting_says_what_it_is():
+    assert all(one.metadata["help"].endswith(".") for one in fields(TrainConfig))

@@ -50,14 +50,14 @@ def test_it_grows_by_one_when_the_hardest_is_learned():
     curriculum.update(asked, wrong=torch.full((512,), 3), scored=torch.full((512,), 20), step=0)
     assert curriculum.largest == 2
     curriculum.errors[:] = 0
-    curriculum.update(asked, wrong=torch.zeros(512), scored=torch.full((512,), 20), step=0)
+    curriculum.update(asked, wrong=torch.zeros(512, dtype=torch.long), scored=torch.full((512,), 20), step=0)
     assert curriculum.largest == 2  # ten letters are too few for chains of three
-    curriculum.update(asked, wrong=torch.zeros(512), scored=torch.full((512,), 20), step=999)
+    curriculum.update(asked, wrong=torch.zeros(512, dtype=torch.long), scored=torch.full((512,), 20), step=999)
     assert curriculum.largest == 3
 
 
 def test_without_a_curriculum_every_k_is_asked_from_the_start():
-    config = TrainConfig(layers=2, letters=30, max_hops=8, curriculum=False, short_until=(0, 0), batch=512)
+    config = TrainConfig(layers=2, letters=30, max_hops=8, curriculum=False, short_until=(0.0, 0.0), batch=512)
     batch, positions = drawn(Curriculum(config), 0)
     assert positions is None
     assert (batch.hops.bincount(minlength=9) > 20).all()

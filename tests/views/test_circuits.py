@@ -10,7 +10,7 @@ import torch
 
 import hopinterp as hi
 from hopinterp import HopInterpError
-from hopinterp.models.fused import pattern
+from hopinterp.models.hooks import SITES
 from hopinterp.views import circuits
 
 
@@ -42,8 +42,8 @@ def test_tokens_are_labelled_by_letter_and_position(batch):
 
 
 def test_an_example_is_what_the_model_does(small_model, batch, example):
-    _, cache = small_model.run_with_cache(batch.tokens[1:2], [pattern(0), pattern(1)])
-    torch.testing.assert_close(example.layer(1), cache[pattern(1)][0])
+    _, cache = small_model.run_with_cache(batch.tokens[1:2], [SITES["pattern"].at(0), SITES["pattern"].at(1)])
+    torch.testing.assert_close(example.layer(1), cache[SITES["pattern"].at(1)][0])
     hooked = circuits.read_example(small_model.spec.build(small_model.parameters), batch, index=1, layers=[1])
     assert hooked.layers == (1,)
     torch.testing.assert_close(hooked.layer(1), example.layer(1), atol=1e-5, rtol=0)
@@ -55,7 +55,7 @@ def test_an_example_is_what_the_model_does(small_model, batch, example):
 
 def test_an_attached_hook_shows(small_model, batch, example):
     hooked = small_model.spec.build(small_model.parameters)
-    with hooked.hooks([(pattern(0), lambda value, **_: torch.zeros_like(value))]):
+    with hooked.hooks([(SITES["pattern"].at(0), lambda value, **_: torch.zeros_like(value))]):
         read = circuits.read_example(hooked, batch, index=1)
     assert not read.layer(0).any()
     assert example.layer(0).any()

@@ -1,11 +1,12 @@
-"""The wiring diagram draws a constructed circuit from evidence alone as its causal model has it."""
+"""The figure of a circuit draws a constructed circuit from evidence alone as its causal model has it."""
 
 import pytest
 
 import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.theory.construction import ALGORITHMS, Construction
-from hopinterp.theory.hypotheses import resolved
+from hopinterp.theory.hypotheses import Hypothesis, registered, resolved
+from hopinterp.theory.programs import sequential
 from hopinterp.views import graph
 from hopinterp.views.graph import Circuit
 
@@ -68,6 +69,18 @@ def test_circuit_graph():
     assert "R = 3\nstands for occurrence 3" in notes
     with pytest.raises(HopInterpError, match="k ≥ 1 of those measured"):
         graph.circuit_graph(attention, 2)
+
+
+def test_a_hypothesis_with_a_program_has_a_panel(small_model, small_task):
+    attention = hi.align(small_model, small_task, [2], sequences=5)
+    drawn = {"step": lambda r: r + 1, "looks": lambda r: (max(1, r),), "ink": "#123456"}
+    with registered(Hypothesis("slow", "…", **drawn, program=sequential)), registered(Hypothesis("vague", "…", **drawn)):
+        panels = graph.circuit_graph(attention, 2).axes[1:]
+        with pytest.raises(HopInterpError, match="no circuit was written for the hypothesis 'vague'"):
+            Circuit.expected("vague", 2, 3)
+    names = [axes.get_title("left").split(" (")[0] for axes in panels]
+    assert names == ["lookup", "successor", "sequential", "slow"]
+    assert {text.get_color() for text in panels[-1].texts if text.get_text().startswith("R =")} == {"#123456"}
 
 
 def test_what_a_single_head_stands_for_is_in_its_box(small_model, small_task):

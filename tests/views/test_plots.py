@@ -6,13 +6,14 @@ import pytest
 import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.views import plots
+from hopinterp.views.style import FAMILY_INK
 
 
 def test_error_curve(small_model, small_task):
     found = hi.evaluate(small_model, small_task, sequences=5)
     axes = plots.error_curve(found, title="a model").axes[0]
     drawn = axes.lines[0].get_xydata()
-    np.testing.assert_allclose(drawn[:, 0], found.k)
+    np.testing.assert_allclose(drawn[:, 0], found.hops)
     np.testing.assert_allclose(drawn[:, 1], 100 * found.error)
     assert axes.get_title("left") == "a model"
 
@@ -21,7 +22,7 @@ def test_alignment_heatmap(small_model, small_task):
     found = hi.align(small_model, small_task, hops=3, sequences=5)
     axes = plots.alignment_heatmap(found, k=3).axes[0]
     shown = axes.images[0].get_array()
-    np.testing.assert_allclose(shown, found.score.sel(k=3).values.reshape(4, 5))
+    np.testing.assert_allclose(shown, found.score.sel(hops=3).values.reshape(4, 5))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0.0", "0.1", "1.0", "1.1"]
 
 
@@ -59,9 +60,10 @@ def test_iia_by_r(depth3, task):
     panels = plots.iia_by_r(found, title="a model").axes
     assert [axes.get_title("left") for axes in panels] == ["block 0", "block 1", "block 2"]
     for axes, layer in zip(panels, found.layer.values, strict=True):
-        lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+        lines = {line.get_label(): line for line in axes.lines}
         for family in ("pointer", "content", "occurrence"):
-            np.testing.assert_allclose(lines[family], found.iia.sel(layer=layer, family=family))
+            np.testing.assert_allclose(lines[family].get_ydata(), found.iia.sel(layer=layer, family=family))
+            assert lines[family].get_color() == FAMILY_INK[family]
         rings = [line for line in axes.lines if line.get_markersize() == 9]
         assert len(rings) == int(found.best.sel(layer=layer) >= 0)
 

@@ -12,9 +12,11 @@ import pytest
 
 import hopinterp as hi
 from hopinterp import HopInterpError
-from hopinterp.judgement.verdict import Verdict, verify, verify_all
+from hopinterp.judgement.records import Verdict
+from hopinterp.judgement.verdict import judge, verify, verify_all
 from hopinterp.theory.construction import Construction
-from hopinterp.views import circuits, statements
+from hopinterp.theory.hypotheses import Hypothesis, registered
+from hopinterp.views import circuits
 from hopinterp.views.report import report, write_report
 
 TASK = hi.HopTask(40, 4, 5)
@@ -59,7 +61,7 @@ def verdict(made) -> Verdict:
 @pytest.fixture(scope="module")
 def bare(verdict) -> Verdict:
     """The same verdict without the evidence whose figures take time to draw."""
-    return replace(verdict, evidence={"behaviour": verdict.evidence["behaviour"]})
+    return replace(verdict, evidence=bare_of(verdict))
 
 
 @pytest.fixture(scope="module")
@@ -86,30 +88,77 @@ def test_what_the_verdict_says_is_on_the_page(verdict, page):
     assert taken.texts["li"] == list(verdict.reasons)
     cells = re.findall(r'<th scope="row">([^<]*)</th>\s*((?:<td>[^<]*</td>\s*)+)', page)
     table = {label: re.findall(r"<td>([^<]*)</td>", row) for label, row in cells}
-    for label, row in statements.table_rows(verdict):
-        assert table[label] == row
+    for label, row in verdict.rows:
+        assert table[label] == list(row)
     assert table["carried as"] == ["content", "occurrence", "occurrence", "content"]
     for step in verdict.growth:
-        label = {"transplant": "growth of what it stands for", "probe": "growth of what it holds"}[step["by"]]
-        assert table[label][step["layers"][1]].startswith(f"×{step['ratio']:.3g} (")
+        label = {"transplant": "growth of what it stands for", "probe": "growth of what it holds"}[step.by]
+        assert table[label][step.layers[1]].startswith(f"×{step.ratio:.3g} (")
     for key, value in verdict.settings.items():
         assert table[key] == [str(value)]
     assert table["probe: method"] == ["logistic"]
     assert len([words for words in table.values() if words[0] == "passed"]) == len(verdict.controls)
-    for k in verdict.evidence["behaviour"].k.values:
-        assert table[str(k)][0].startswith(f"{100 * float(verdict.evidence['behaviour'].error.sel(k=k)):.2f}%")
+    for k in verdict.evidence["behaviour"].hops.values:
+        assert table[str(k)][0].startswith(f"{100 * float(verdict.evidence['behaviour'].error.sel(hops=k)):.2f}%")
+    assert "transplants and probes in 4 of 4 blocks; transplants and light cone in" in " ".join(page.split())
 
 
 def test_a_failed_control_is_said(bare):
-    failed = {**bare.controls, "off_chain": {"passed": False, "largest_effect": 0.9, "bar": 0.375}}
+    failed = {**bare.controls, "off_chain": replace(bare.controls["off_chain"], passed=False)}
     assert "FAILED" in report(replace(bare, controls=failed), "m")
     assert "FAILED" not in report(bare, "m")
 
 
 def test_undefined_figures_are_said_to_be_undefined(bare):
     """A model of two blocks has no block between the first look-up and the last to be a control."""
-    undefined = {"untrained_transplant": {"passed": True, "largest_share_of_the_gap": float("nan")}}
+    undefined = {"untrained_transplant": replace(bare.controls["untrained_transplant"], value=float("nan"))}
     assert "largest share of the gap undefined" in report(replace(bare, controls=undefined), "m")
+
+
+@pytest.mark.parametrize(
+    ("answer", "form", "words"),
+    [
+        ("doubling", None, "The hops that a block resolves about double from block to block, by pointer doubling."),
+        ("doubling", "lookup", "takes the pointer that it finds there (lookup)."),
+        ("sequential", None, "The model takes one hop a block."),
+        ("mixed", None, "The evidence fits none of the hypotheses (doubling, sequential)."),
+        ("undetermined", None, "What was measured does not tell the hypotheses apart (doubling, sequential)."),
+        ("none", None, "The model fails at the task here, so nothing is claimed about its mechanism."),
+    ],
+)
+def test_every_verdict_has_its_words(bare, answer, form, words):
+    assert words in report(replace(bare, verdict=answer, form=form), "m")
+
+
+def test_one_page_says_one_thing_of_what_is_solved(verdict):
+    """The reasons, the capacity and the words of the error curve all mean: the upper end is at most 1%."""
+    behaviour = verdict.evidence["behaviour"].copy(deep=True)
+    behaviour["error"][:], behaviour["low"][:], behaviour["high"][:] = 0.005, 0.001, [0.009, 0.01, 0.0101, 0.02, 0.3]
+    behaviour["solved"] = behaviour.high <= 0.01
+    judged = judge({**verdict.evidence, "behaviour": behaviour}, 4)
+    page = report(replace(judged, evidence={"behaviour": behaviour}), "m")
+    assert "err_4 is 0.5% (0.1 to 2.0), not surely solved (1%), under 5%" in page
+    assert "Capacity: every k ≤ 2 at 1%" in page
+    assert "m solves k = 1 to 2 in eval mode" in page
+
+
+def test_a_fourth_hypothesis_is_on_the_page(verdict):
+    tripling = Hypothesis(
+        "tripling", "The hops triple", step=lambda r: 3 * r + 1, looks=lambda r: range(1, r + 2), ink="#123456"
+    )
+    with registered(tripling):
+        page = report(judge(verdict.evidence, 4), "m")
+        claimed = report(replace(verdict, verdict="tripling", form=None, evidence=bare_of(verdict)), "m")
+    assert '<th scope="row">theory: tripling</th>' in page
+    assert "Tripling fails at block 2: its output stands for 3 hops done (transplants), not 4." in page
+    assert "tripling 3 to 4" in page
+    assert "tripling 0, 1, 4, 4" in page  # the staircase, in words
+    assert "The hops triple." in claimed
+    assert 'style="--tint: #123456">tripling<' in claimed
+
+
+def bare_of(verdict):
+    return {"behaviour": verdict.evidence["behaviour"]}
 
 
 def test_the_page_stands_alone(page):
@@ -163,7 +212,7 @@ def test_one_seed_one_page(verdict, made, page):
 def test_a_survey_has_a_part_for_every_k(survey, survey_page):
     taken = Page(survey_page)
     assert [part["id"] for part in taken.attributes["details"] if "id" in part] == ["k1", "k2"]
-    assert statements.capacity_text(survey.capacity) in taken.texts["p"]
+    assert str(survey.capacity) in taken.texts["p"]
     for k, verdict in survey.verdicts.items():
         assert f"k = {k}: {verdict.verdict}" in taken.texts["h2"]
     assert f"One sequence, k = {max(survey.verdicts)}" in taken.texts["h2"]

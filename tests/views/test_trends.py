@@ -26,14 +26,14 @@ def test_threshold(small_task):
     drawn = {line.get_label(): line for line in measured.lines if line.get_label().startswith("depth")}
     assert set(drawn) == set(found)
     for name, one in found.items():
-        np.testing.assert_allclose(drawn[name].get_xydata(), np.c_[one.k[1:], 100 * one.error[1:]])
+        np.testing.assert_allclose(drawn[name].get_xydata(), np.c_[one.hops[1:], 100 * one.error[1:]])
     beside = {line.get_label(): line for line in theirs.lines if line.get_label().startswith("depth")}
     np.testing.assert_allclose(beside["depth 3"].get_xydata(), [[1, 25], [2, 50]])  # k = 0 has no place on a log axis
     assert beside["depth 3"].get_color() == drawn["depth 3"].get_color() != beside["depth 9"].get_color()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["depth 2", "depth 3", "depth 9"]
     assert len(trends.threshold(found).axes) == 1
     with pytest.raises(HopInterpError, match="no k above 0"):
-        trends.threshold({"depth 2": found["depth 2"].sel(k=[0])})
+        trends.threshold({"depth 2": found["depth 2"].sel(hops=[0])})
 
 
 def test_argmax_map(small_model, small_task):
@@ -56,7 +56,7 @@ def test_dynamics_of_errors(small_task):
     assert len(lines) == 4
     for line, k in zip(lines, range(1, 5), strict=True):
         np.testing.assert_array_equal(line.get_xdata(), [100, 200])  # in the order of the steps
-        np.testing.assert_allclose(line.get_ydata(), [100 * float(one.error.sel(k=k)) for _, one in reversed(series)])
+        np.testing.assert_allclose(line.get_ydata(), [100 * float(one.error.sel(hops=k)) for _, one in reversed(series)])
     with pytest.raises(HopInterpError, match="no steps"):
         trends.dynamics([])
 

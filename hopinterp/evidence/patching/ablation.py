@@ -1,11 +1,11 @@
-"""The fuse box: heads, attention, MLPs and whole blocks taken out of a run, and how much worse the answers get without."""
+"""Heads, attention, MLPs and whole blocks taken out of a run, and how much worse the answers get without."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import xarray as xr
@@ -13,17 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap_ratio
-from hopinterp.evidence.patching.runs import Report
-from hopinterp.models.fused import FusedTransformer, device_of
-from hopinterp.models.hooks import SITES, HookFunction, hooked, intervening, weights_note
+from hopinterp.models.hooks import SITES, HookFunction
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.progress import Report, counted
 from hopinterp.task import Batch, HopTask
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 Kind = Literal["zero", "mean", "resample"]
 KINDS = get_args(Kind)
+Activation = Float[Tensor, "sequence position d"]
 _BATCH = 50
 
 
@@ -34,42 +33,44 @@ class Unit:
     layer: int
     part: int | str
 
-    def check(self, model: HookedTransformer) -> None:
-        """Raise HopInterpError unless the model has this part."""
-        config: Any = model.cfg
-        if not 0 <= self.layer < config.n_layers:
-            raise HopInterpError(f"layer is {self.layer}; this model has 0 to {config.n_layers - 1}")
-        if isinstance(self.part, int) and not 0 <= self.part < config.n_heads:
-            raise HopInterpError(f"head is {self.part}; this model has 0 to {config.n_heads - 1}")
-        if self.part not in parts_of(model):
-            raise HopInterpError(f"part is {self.part!r}; this model's blocks have {', '.join(map(str, parts_of(model)))}")
+    def check(self, sizes: Any) -> None:
+        """Raise HopInterpError unless a model of these sizes has this part."""
+        if not 0 <= self.layer < sizes.n_layers:
+            raise HopInterpError(f"layer is {self.layer}; this model has 0 to {sizes.n_layers - 1}")
+        if isinstance(self.part, int) and not 0 <= self.part < sizes.n_heads:
+            raise HopInterpError(f"head is {self.part}; this model has 0 to {sizes.n_heads - 1}")
+        if self.part not in (parts := [*range(sizes.n_heads), *components_of(sizes)]):
+            raise HopInterpError(f"part is {self.part!r}; this model's blocks have {', '.join(map(str, parts))}")
 
-    def sites_in(self, model: HookedTransformer) -> tuple[str, ...]:
+    def sites_in(self, sizes: Any) -> tuple[str, ...]:
         """Which activations are what the part gives to the stream: a block gives attention's output and the MLP's."""
         if isinstance(self.part, int):
             return ("z",)
-        both = ("attn_out",) if model.cfg.attn_only else ("attn_out", "mlp_out")
+        both = ("attn_out",) if sizes.attn_only else ("attn_out", "mlp_out")
         return both if self.part == "block" else (f"{self.part}_out",)
 
-    def of(self, cache: Mapping[str, Tensor], site: str) -> Float[Tensor, "sequence position d"]:
+    def of(self, cache: Mapping[str, Tensor], site: str) -> Activation:
         """What the part gives at a site, from a run's activations."""
         whole = cache[SITES[site].at(self.layer)]
         return whole[:, :, self.part] if isinstance(self.part, int) else whole
 
 
-def parts_of(model: HookedTransformer) -> list[int | str]:
-    """The parts of each block of a model, heads first."""
-    return [*range(model.cfg.n_heads), "attn", *(() if model.cfg.attn_only else ("mlp",)), "block"]
+def components_of(sizes: Any) -> list[str]:
+    """The parts of each block of a model besides its heads."""
+    return ["attn", "block"] if sizes.attn_only else ["attn", "mlp", "block"]
 
 
 @contextmanager
 def ablated(
-    model: HookedTransformer, layer: int, part: int | str, values: Mapping[str, Tensor] | None = None
-) -> Iterator[None]:
+    model: ModelLike, layer: int, part: int | str, values: Mapping[str, Tensor] | None = None
+) -> Iterator[Callable[..., Tensor]]:
     """Inside, the model runs without a part of one block; the hooks come off however the inside ends.
 
         with ablated(model, 2, 0):              # head 0 of block 2, its z set to zero
             logits = model(batch.tokens)
+
+    Hooks go on the model itself if it has hook points (a HookedTransformer, a FusedTransformer, a Subject), and everything
+    that is measured of it inside shows them. Of any other model, run what is given: `with ablated(…) as run: run(tokens)`.
 
     Args:
         part: a head's number, "attn", "mlp" or "block".
@@ -80,12 +81,13 @@ def ablated(
         HopInterpError: no such part.
         RuntimeError: no run was made inside, or the part's activations were already what was put in their place.
     """
-    unit = Unit(layer, part)
-    unit.check(model)
-    replacing = {site: _replacing(part, None if values is None else values[site]) for site in unit.sites_in(model)}
-    hooks = [(SITES[site].at(layer), function) for site, function in replacing.items()]
-    with intervening(model, hooks):
-        yield
+    subject, unit = Subject.of(model), Unit(int(layer), part if isinstance(part, str) else int(part))
+    unit.check(subject.sizes)
+    sites = unit.sites_in(subject.sizes)
+    replacing = [_replacing(unit.part, None if values is None else values[site]) for site in sites]
+    hooks = [(SITES[site].at(unit.layer), function) for site, function in zip(sites, replacing, strict=True)]
+    with subject.hooks(hooks) as run:
+        yield run
 
 
 def _replacing(part: int | str, value: Tensor | None) -> HookFunction:
@@ -103,7 +105,7 @@ def _replacing(part: int | str, value: Tensor | None) -> HookFunction:
 
 @torch.no_grad()
 def ablate(
-    model: HookedTransformer | FusedTransformer,
+    model: ModelLike,
     task: HopTask,
     hops: int,
     *,
@@ -122,50 +124,70 @@ def ablate(
     Args:
         hops: k.
         sequences: how many are answered; as many others serve for mean and resample.
+        report: called after each part.
 
     Returns:
-        Dims kind, layer, part ("0", "1", … the heads, "attn", "mlp", "block"). `error`, err_k without the part; `change`,
-        that less the whole model's `whole_error`, with `low`, `high` (95%, bootstrap over sequences).
+        `error` [kind, layer, component], err_k without attn, mlp or block (both); `change`, that less the whole model's
+        `whole_error`, with `low`, `high` (95%, bootstrap over sequences). `head_error`, `head_change`, `head_low`,
+        `head_high` [kind, layer, head], the same of each head.
 
     Raises:
         HopInterpError: k or a kind that does not exist.
         RuntimeError: an ablation changed nothing, though the part says something else on these sequences.
     """
-    task.check_hops(hops)
+    subject, hops = Subject.of(model, task), task.hop_count(hops)
     if not kinds or (foreign := set(kinds) - set(KINDS)):
         raise HopInterpError(f"kinds are {', '.join(sorted(foreign)) if kinds else 'none'}; they are {', '.join(KINDS)}")
-    net = hooked(model, task)
     generator = torch.Generator().manual_seed(seed)
-    batch, other = (task.sample(sequences, hops=hops, generator=generator, device=device_of(model)) for _ in range(2))
-    units = [Unit(layer, part) for layer in range(net.cfg.n_layers) for part in parts_of(net)]
-    names = {SITES[site].at(unit.layer) for unit in units for site in unit.sites_in(net)}
-    own, others = (_activations(net, tokens, names) for tokens in (batch.tokens, other.tokens))
-    whole = _wrong(net, batch)
-    wrong = torch.zeros(len(kinds), len(units), sequences, dtype=torch.float64)
-    for n, unit in enumerate(units):
-        said, elsewhere = ({site: unit.of(cache, site) for site in unit.sites_in(net)} for cache in (own, others))
-        for m, kind in enumerate(kinds):
-            stand_in = {site: _stand_in(kind, activation) for site, activation in elsewhere.items()}
-            # a part that is silent anyway (an unused head of a construction) is no failed ablation: nothing is lost with it
-            silent = all(torch.equal(said[site], value.expand_as(said[site])) for site, value in stand_in.items())
-            wrong[m, n] = whole if silent else _wrong(net, batch, unit, stand_in)
-        if report:
-            report(n + 1, len(units))
-    settings = {"hops": hops, "sequences": sequences, "seed": seed, "level": LEVEL, "weights": weights_note(net)}
-    found = _dataset(wrong.unflatten(1, (net.cfg.n_layers, -1)), whole, batch.scored.sum(1).double().cpu(), seed)
-    parts = [str(part) for part in parts_of(net)]
-    return found.assign_coords(kind=list(kinds), layer=range(net.cfg.n_layers), part=parts).assign_attrs(settings)
+    batch, other = (task.sample(sequences, hops=hops, generator=generator, device=subject.device) for _ in range(2))
+    layers, heads, components = subject.layers(), list(range(subject.sizes.n_heads)), components_of(subject.sizes)
+    wrong, whole = _wrong_without(subject, batch, other, [*heads, *components], kinds, report)
+    asked = batch.scored.sum(1).double().cpu()
+    found = _rates(wrong[:, :, len(heads) :], whole, asked, seed, "component")
+    found = found.merge(_rates(wrong[:, :, : len(heads)], whole, asked, seed, "head", "head_"))
+    found["whole_error"] = float(whole.sum() / asked.sum())
+    found = found.assign_coords(kind=list(kinds), layer=layers, component=components, head=heads)
+    settings: dict[str, Any] = {"hops": hops, "sequences": sequences, "level": LEVEL, "weights": subject.processing}
+    return described(found, subject, task, seed=seed, **settings)
+
+
+def _wrong_without(
+    subject: Subject,
+    batch: Batch,
+    other: Batch,
+    parts: Sequence[int | str],
+    kinds: Sequence[Kind],
+    report: Report | None,
+) -> tuple[Float[Tensor, "kind layer part sequence"], Float[Tensor, " sequence"]]:
+    """Wrong answers of each sequence without each part of each block; and with all of them."""
+    sizes = subject.sizes
+    names = [SITES[site].at(layer) for site in ("z", *Unit(0, "block").sites_in(sizes)) for layer in subject.layers()]
+    own, others = (_activations(subject, tokens, names) for tokens in (batch.tokens, other.tokens))
+    whole = _wrong(subject, batch)
+    wrong = torch.zeros(len(kinds), sizes.n_layers, len(parts), len(batch), dtype=torch.float64)
+    advance = counted("ablating", sizes.n_layers * len(parts), report)
+    for layer in subject.layers():
+        for n, part in enumerate(parts):
+            unit = Unit(layer, part)
+            said, elsewhere = ({site: unit.of(cache, site) for site in unit.sites_in(sizes)} for cache in (own, others))
+            for m, kind in enumerate(kinds):
+                stand_in = {site: _stand_in(kind, activation) for site, activation in elsewhere.items()}
+                # a part that is silent anyway (an unused head of a construction) is no failed ablation
+                silent = all(torch.equal(said[site], value.expand_as(said[site])) for site, value in stand_in.items())
+                wrong[m, layer, n] = whole if silent else _wrong(subject, batch, unit, stand_in)
+            advance(1)
+    return wrong, whole
 
 
 def _activations(
-    model: HookedTransformer, tokens: Int[Tensor, "sequence position"], names: set[str]
+    subject: Subject, tokens: Int[Tensor, "sequence position"], names: Sequence[str]
 ) -> dict[str, Float[Tensor, "sequence position ..."]]:
     """The named activations of a run."""
-    caches = [model.run_with_cache(part, names_filter=list(names))[1] for part in tokens.split(_BATCH)]
+    caches = [subject.run_with_cache(part, names)[1] for part in tokens.split(_BATCH)]
     return {name: torch.cat([cache[name] for cache in caches]) for name in names}
 
 
-def _stand_in(kind: Kind, activation: Float[Tensor, "sequence position d"]) -> Tensor:
+def _stand_in(kind: Kind, activation: Activation) -> Activation:
     """What is put in a part's place, from what it gives on other sequences."""
     if kind == "zero":
         return torch.zeros_like(activation[:1])
@@ -173,31 +195,32 @@ def _stand_in(kind: Kind, activation: Float[Tensor, "sequence position d"]) -> T
 
 
 def _wrong(
-    model: HookedTransformer, batch: Batch, unit: Unit | None = None, stand_in: Mapping[str, Tensor] | None = None
+    subject: Subject, batch: Batch, unit: Unit | None = None, stand_in: Mapping[str, Tensor] | None = None
 ) -> Float[Tensor, " sequence"]:
     """Wrong answers of each sequence, without a part where one is named."""
     counts = []
     for rows in torch.arange(len(batch), device=batch.tokens.device).split(_BATCH):
         if unit is None or stand_in is None:
-            logits = model(batch.tokens[rows])
+            logits = subject(batch.tokens[rows])
         else:
             values = {site: x if len(x) == 1 else x[rows] for site, x in stand_in.items()}
-            with ablated(model, unit.layer, unit.part, values):
-                logits = model(batch.tokens[rows])
+            with ablated(subject, unit.layer, unit.part, values) as run:
+                logits = run(batch.tokens[rows])
         counts.append(((logits.argmax(-1) != batch.labels[rows]) & batch.scored[rows]).sum(1).double().cpu())
     return torch.cat(counts)
 
 
-def _dataset(
+def _rates(
     wrong: Float[Tensor, "kind layer part sequence"],
     whole: Float[Tensor, " sequence"],
-    counted: Float[Tensor, " sequence"],
+    asked: Float[Tensor, " sequence"],
     seed: int,
+    dim: str,
+    prefix: str = "",
 ) -> xr.Dataset:
     """Rates over all answered positions, and intervals over sequences."""
     more = (wrong - whole).movedim(-1, 0)
-    low, high = bootstrap_ratio(more, counted[:, None, None, None].expand_as(more), seed)
-    error, whole_error = wrong.sum(-1) / counted.sum(), whole.sum() / counted.sum()
-    values = {"error": error, "change": error - whole_error, "low": low, "high": high}
-    data = {name: (("kind", "layer", "part"), value.numpy()) for name, value in values.items()}
-    return xr.Dataset(data | {"whole_error": ((), float(whole_error))})
+    low, high = bootstrap_ratio(more, asked[:, None, None, None].expand_as(more), seed)
+    error = wrong.sum(-1) / asked.sum()
+    values = {"error": error, "change": error - whole.sum() / asked.sum(), "low": low, "high": high}
+    return xr.Dataset({prefix + name: (("kind", "layer", dim), value.numpy()) for name, value in values.items()})

@@ -1,9 +1,9 @@
-"""The quick look: what each part writes towards the answer, and what a gradient says of every patch at once."""
+"""What each part writes straight into the answer, and what one backward pass says of every patch at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -11,41 +11,39 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopinterp.errors import HopInterpError
+from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap_ratio
-from hopinterp.evidence.patching.activation import choose_pairs, default_direction, describe, patch
+from hopinterp.evidence.patching.activation import patch
 from hopinterp.evidence.patching.effects import METRICS, Scale, measure
-from hopinterp.evidence.patching.pairs import Kind, Pairs
-from hopinterp.evidence.patching.positions import By, Places
-from hopinterp.evidence.patching.runs import MEMORY, Direction, Exchange, Report, at_position
-from hopinterp.models.fused import FusedTransformer, device_of
-from hopinterp.models.hooks import Site, hooked, intervening, site_of, weights_note
+from hopinterp.evidence.patching.pairs import Pairs, PairSettings, at_position, choose_pairs
+from hopinterp.evidence.patching.positions import By, Cells
+from hopinterp.evidence.patching.runs import MEMORY, Direction, PairedRuns
+from hopinterp.models.fused import FusedTransformer, resid_post
+from hopinterp.models.hooks import SITES, Site, site_of
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.progress import Report, counted
 from hopinterp.task import HopTask
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 SMOOTH = METRICS[:2]
 """The metrics that have a gradient: logit difference and probability."""
+OTHER = ("embed", "pos_embed", "bias", "unembed")
+"""What writes to the logits besides heads and MLPs. "bias": b_O of all blocks; "unembed": last norm's and unembedding's."""
 _PAIRS = 32
 
 
 def attribution_patch(
-    model: HookedTransformer | FusedTransformer,
+    model: ModelLike,
     task: HopTask,
     hops: int,
     *,
     site: str = "z",
     by: By = "position",
-    pairs: Kind | Pairs = "resample",
-    link: int | None = None,
-    position: int | None = None,
     direction: Direction | None = None,
-    sequences: int = 100,
     seed: int = 0,
     exact: bool = True,
     memory: int = MEMORY,
     report: Report | None = None,
+    **settings: Unpack[PairSettings],
 ) -> xr.Dataset:
     """Attribution patching (Nanda 2023, Syed et al. 2023): every patch's effect to first order, from one backward pass.
 
@@ -56,7 +54,9 @@ def attribution_patch(
 
     Args:
         exact: whether `patch` is run too; without it there is no `effect` and no `correlation`.
-        site, by, pairs, link, position, direction, sequences, memory, report: as in `patch`.
+        report: called as pairs have their gradients, and then by `patch`.
+        site, by, direction, seed, memory: as in `patch`.
+        settings: pairs, link, position, sequences: see `PairSettings`.
 
     Returns:
         Dims metric (logit_difference, probability), layer, head, and places, as `patch` has them. `estimate` with
@@ -66,23 +66,19 @@ def attribution_patch(
     Raises:
         HopInterpError: a setting out of range, or a site that the model lacks.
     """
-    chosen = choose_pairs(task, hops, pairs, by, link, position, sequences, seed).to(device_of(model))
-    net, direction = hooked(model, task), direction or default_direction(by)
-    places, found_site = Places.of(chosen, by, seed), site_of(site, net)
-    exchange = Exchange(net, chosen, direction)
-    scale = Scale(exchange.scale.run[:2], exchange.scale.source[:2])
-    change = _first_order(exchange, found_site, places.positions)
-    values = change + scale.run[:, None, None, None]
-    found = places.dataset(values, scale, found_site.per_head, seed)
+    runs = PairedRuns.of(model, task, hops, seed, by, direction, **settings)
+    cells, found_site = Cells.of(runs.pairs, by, seed), site_of(site, runs.subject.model)
+    scale = Scale(runs.scale.run[:2], runs.scale.source[:2])
+    values = _first_order(runs, found_site, cells.positions, report) + scale.run[:, None, None, None]
+    found = cells.dataset(values, scale, found_site.per_head, seed)
     found = found.rename(effect="estimate", low="estimate_low", high="estimate_high")
     found = found.drop_vars([name for name in found if str(name).startswith("off_chain")])
     if exact:
-        settings: dict[str, Any] = {"site": site, "by": by, "pairs": chosen, "direction": direction, "seed": seed}
-        measured = patch(model, task, hops, **settings, memory=memory, report=report).sel(metric=list(SMOOTH))
-        found = found.merge(measured[["effect", "low", "high", "clean", "corrupt"]])
+        given: dict[str, Any] = {"site": site, "by": by, "direction": runs.direction, "seed": seed}
+        measured = patch(runs.subject, task, hops, **given, pairs=runs.pairs, memory=memory, report=report)
+        found = found.merge(measured[["effect", "low", "high", "clean", "corrupt"]].sel(metric=list(SMOOTH)))
         found["correlation"] = "metric", [_pearson(found.estimate[m], found.effect[m]) for m in range(len(SMOOTH))]
-    notes = {"hops": hops, "site": site, "by": by, "direction": direction, **describe(chosen), "seed": seed}
-    return found.assign_attrs(notes | {"level": LEVEL, "weights": weights_note(net)})
+    return runs.described(found, seed, site=site, by=by)
 
 
 def _pearson(a: xr.DataArray, b: xr.DataArray) -> float:
@@ -94,49 +90,47 @@ def _pearson(a: xr.DataArray, b: xr.DataArray) -> float:
 
 
 def _first_order(
-    exchange: Exchange, site: Site, positions: Int[Tensor, "pair cell"] | None
+    runs: PairedRuns, site: Site, positions: Int[Tensor, "pair cell"] | None, report: Report | None
 ) -> Float[Tensor, "metric layer head cell pair"]:
     """Gradient times difference, summed over what each patch would overwrite."""
-    model: Any = exchange.model
-    names = [site.at(layer) for layer in range(model.cfg.n_layers)]
-    parts = []
-    for pairs in torch.arange(len(exchange.pairs), device=exchange.pairs.position.device).split(_PAIRS):
+    names = [site.at(layer) for layer in runs.subject.layers()]
+    parts, advance = [], counted("gradients", len(runs.pairs), report)
+    for pairs in torch.arange(len(runs.pairs), device=runs.pairs.position.device).split(_PAIRS):
         with torch.no_grad():
-            _, source = model.run_with_cache(exchange.source_tokens[pairs], names_filter=names)
-        run, gradients = _gradients(exchange, pairs, names)
+            _, source = runs.subject.run_with_cache(runs.source_tokens[pairs], names)
+        run, gradients = _gradients(runs, pairs, names)
         here = None if positions is None else positions[pairs]
-        layers = [
-            _at_places(site, (source[n] - run[n])[..., None] * gradients[n], here) for n in names
-        ]  # each head cell pair metric
+        layers = [_at_cells(site, (source[n] - run[n])[..., None] * gradients[n], here) for n in names]
         parts.append(torch.stack(layers).movedim(-1, 0).double())
+        advance(len(pairs))
     return torch.cat(parts, dim=-1)
 
 
 def _gradients(
-    exchange: Exchange, pairs: Int[Tensor, " pair"], names: Sequence[str]
+    runs: PairedRuns, pairs: Int[Tensor, " pair"], names: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The named activations of the run, and the gradients of the two metrics with respect to them, on a last axis."""
-    model: Any = exchange.model
     run: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> Tensor:
         run[hook.name] = activation
         return activation
 
-    def leaf(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 (TransformerLens calls it hook)
+    def leaf(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 (hooks are called by that name)
         return activation.detach().requires_grad_()  # frozen parameters alone would leave nothing to differentiate
 
-    with torch.enable_grad(), intervening(model, [("hook_embed", leaf), *((name, keep) for name in names)]):
-        logits = at_position(model(exchange.run_tokens[pairs]), exchange.pairs.position[pairs])
-        metrics = measure(logits, exchange.pairs.right[pairs], exchange.pairs.wrong[pairs])[: len(SMOOTH)]
+    hooks = [("hook_embed", leaf), *((name, keep) for name in names)]
+    with torch.enable_grad(), runs.subject.hooks(hooks) as hooked:
+        logits = at_position(hooked(runs.run_tokens[pairs]), runs.pairs.position[pairs])
+        metrics = measure(logits, runs.pairs.right[pairs], runs.pairs.wrong[pairs])[: len(SMOOTH)]
         kept = [run[name] for name in names]
         by_metric = [torch.autograd.grad(metric.sum(), kept, retain_graph=True) for metric in metrics]
     gradients = {name: torch.stack(both, dim=-1) for name, both in zip(names, zip(*by_metric, strict=True), strict=True)}
     return {name: value.detach() for name, value in run.items()}, gradients
 
 
-def _at_places(
-    site: Site, product: Float[Tensor, "pair ... metric"], positions: Int[Tensor, "pair cell"] | None
+def _at_cells(
+    site: Site, product: Float[Tensor, "pair *rest metric"], positions: Int[Tensor, "pair cell"] | None
 ) -> Float[Tensor, "head cell pair metric"]:
     """Sums over the numbers that one patch overwrites."""
     sums = product.sum(-2)
@@ -152,15 +146,7 @@ def _at_places(
 
 @torch.no_grad()
 def direct_logit_attribution(
-    model: HookedTransformer | FusedTransformer,
-    task: HopTask,
-    hops: int,
-    *,
-    pairs: Kind | Pairs = "resample",
-    link: int | None = None,
-    position: int | None = None,
-    sequences: int = 100,
-    seed: int = 0,
+    model: ModelLike, task: HopTask, hops: int, *, seed: int = 0, **settings: Unpack[PairSettings]
 ) -> xr.Dataset:
     """What each part of the model writes straight into the logit difference (Elhage et al. 2021, nostalgebraist 2020).
 
@@ -168,46 +154,66 @@ def direct_logit_attribution(
     embeddings, every head, every MLP and the attention biases wrote; with the last layer norm's scale frozen at what it
     was, so is the logit difference. Nothing is said about what a part does through later parts.
 
+    Args:
+        settings: pairs, link, position, sequences: see `PairSettings`.
+
     Returns:
-        Dim component, as TransformerLens names them (L0H1, 0_mlp_out, embed, pos_embed, bias), and last "unembed": the
-        biases of the last layer norm and of the unembedding. `contribution` in logits, with `low`, `high` (95%, bootstrap
-        over pairs), which sum to `logit_difference`.
+        Contributions in logits, each with its `_low` and `_high` (95%, bootstrap over pairs): `heads` [layer, head], `mlp`
+        [layer] (left out where the model has none), `other` [component]: embed, pos_embed, bias (of attention, all blocks),
+        unembed (the biases of the last layer norm and of the unembedding). They sum to `logit_difference`.
 
     Raises:
-        HopInterpError: a setting out of range, or a last norm whose scale cannot be frozen.
+        HopInterpError: a setting out of range, or a model whose weights cannot be used (its hooks or its last norm).
     """
-    chosen = choose_pairs(task, hops, pairs, "all", link, position, sequences, seed).to(device_of(model))
-    net: Any = hooked(model, task)
-    if net.cfg.normalization_type not in (None, "LN", "LNPre"):
-        raise HopInterpError(
-            f"the model's normalization is {net.cfg.normalization_type}; attribution reads LN, LNPre or none"
-        )
-    parts = [_written(net, chosen, rows) for rows in torch.arange(len(chosen), device=device_of(net)).split(_PAIRS)]
-    labels, written = parts[0][0], torch.cat([part for _, part in parts], dim=1).double()
-    read = Exchange(net, chosen, "noising").unpatched[0]
-    difference = measure(read, chosen.right, chosen.wrong)[0]
-    low, high = bootstrap_ratio(written.T, torch.ones_like(written.T), seed)
-    values = {"contribution": written.mean(1), "low": low, "high": high}
-    data: dict[str, Any] = {name: ("component", value.cpu().numpy()) for name, value in values.items()}
-    data["logit_difference"] = ((), float(difference.mean()))
-    notes = {"hops": hops, **describe(chosen), "seed": seed, "level": LEVEL, "weights": weights_note(net)}
-    return xr.Dataset(data, {"component": labels}, notes)
+    subject = Subject.of(model, task)
+    weights = subject.weights_for("direct logit attribution")
+    pairs = choose_pairs(task, hops, seed, **settings).to(subject.device)
+    rows = torch.arange(len(pairs), device=subject.device)
+    parts = [_written(subject, weights, pairs, some) for some in rows.split(_PAIRS)]
+    written = {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
+    dims = {"heads": ("layer", "head"), "mlp": ("layer",), "other": ("component",)}
+    data: dict[str, Any] = {"logit_difference": ((), float(written.pop("logit_difference").mean()))}
+    for name, values in written.items():
+        low, high = bootstrap_ratio(values, torch.ones_like(values), seed)
+        ends = {name: values.mean(0), f"{name}_low": low, f"{name}_high": high}
+        data |= {which: (dims[name], value.cpu().numpy()) for which, value in ends.items()}
+    coords = {"layer": subject.layers(), "head": range(subject.sizes.n_heads), "component": list(OTHER)}
+    found = xr.Dataset(data, coords)
+    return described(found, subject, task, seed=seed, level=LEVEL, weights=subject.processing, **pairs.settings)
 
 
-def _written(net: Any, pairs: Pairs, rows: Int[Tensor, " pair"]) -> tuple[list[str], Float[Tensor, "component pair"]]:
-    """Every component's share of each logit difference."""
-    from transformer_lens import ActivationCache
+def _written(
+    subject: Subject, weights: FusedTransformer, pairs: Pairs, rows: Int[Tensor, " pair"]
+) -> Mapping[str, Float[Tensor, "pair ..."]]:
+    """The logit difference of some pairs, and every part's share of it."""
+    p, layers, last = weights.parameters, subject.layers(), resid_post(subject.sizes.n_layers - 1)
+    tokens, read = pairs.clean.tokens[rows], pairs.position[rows]
+    writers = ["z"] if subject.sizes.attn_only else ["z", "mlp_out"]
+    logits, cache = subject.run_with_cache(tokens, [last, *(SITES[site].at(n) for site in writers for n in layers)])
+    here = {name: at_position(value, read) for name, value in cache.items()}
+    wrote = {site: torch.stack([here[SITES[site].at(n)] for n in layers], dim=1) for site in writers}
+    toward, constant = _toward(weights, here[last], pairs.right[rows], pairs.wrong[rows])
+    w_o, b_o = (torch.stack([p[f"blocks.{n}.attn.{name}"] for n in layers]) for name in ("W_O", "b_O"))
+    found = {"heads": torch.einsum("plhi,lhid,pd->plh", wrote["z"], w_o, toward)}
+    if "mlp_out" in wrote:
+        found["mlp"] = torch.einsum("pld,pd->pl", wrote["mlp_out"], toward)
+    other = (p["embed.W_E"][at_position(tokens, read)], p["pos_embed.W_pos"][read], b_o.sum(0))
+    found["other"] = torch.stack([*((part * toward).sum(-1) for part in other), constant], dim=1)
+    difference = measure(at_position(logits, read), pairs.right[rows], pairs.wrong[rows])[0]
+    return found | {"logit_difference": difference}
 
-    wanted = ("hook_embed", "hook_pos_embed", "hook_z", "hook_mlp_out", "ln_final.hook_scale")
-    _, cache = net.run_with_cache(pairs.clean.tokens[rows], names_filter=lambda name: name.endswith(wanted))
-    read, index = pairs.position[rows], torch.arange(len(rows), device=rows.device)
-    # only the watched positions are decomposed: a cache with one position a row serves TransformerLens just as well
-    here = {name: x.expand(len(rows), *x.shape[1:])[index, read][:, None] for name, x in cache.items()}
-    stack, labels = ActivationCache(here, net).get_full_resid_decomposition(
-        expand_neurons=False, apply_ln=True, return_labels=True
-    )
-    direction = (net.unembed.W_U[:, pairs.right[rows]] - net.unembed.W_U[:, pairs.wrong[rows]]).T
-    constant = net.unembed.b_U[pairs.right[rows]] - net.unembed.b_U[pairs.wrong[rows]]
-    if net.cfg.normalization_type == "LN":
-        stack, constant = stack * net.ln_final.w, constant + direction @ net.ln_final.b
-    return [*labels, "unembed"], torch.cat([(stack[:, :, 0] * direction).sum(-1), constant[None]])
+
+def _toward(
+    weights: FusedTransformer, last: Float[Tensor, "pair d_model"], right: Int[Tensor, " pair"], wrong: Int[Tensor, " pair"]
+) -> tuple[Float[Tensor, "pair d_model"], Float[Tensor, " pair"]]:
+    """The direction of the last stream that the logit difference is read along, the last norm's scale frozen at what it is;
+    and what the biases add."""
+    p, norm = weights.parameters, weights.spec.normalization_type
+    toward = (p["unembed.W_U"][:, right] - p["unembed.W_U"][:, wrong]).T
+    constant = p["unembed.b_U"][right] - p["unembed.b_U"][wrong]
+    if norm is None:
+        return toward, constant
+    if norm == "LN":
+        toward, constant = toward * p["ln_final.w"], constant + toward @ p["ln_final.b"]
+    scale = (last.var(-1, unbiased=False, keepdim=True) + weights.spec.eps).sqrt()
+    return (toward - toward.mean(-1, keepdim=True)) / scale, constant

@@ -1,4 +1,4 @@
-"""The balance: how far an intervention moved an answer, on a scale where the two unpatched runs are 0 and 1."""
+"""How far an intervention moved an answer, on a scale where the two unpatched runs are 0 and 1."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""The twin studio: pairs of sequences that differ in a known way, and the one answer of each that is watched."""
+"""Pairs of sequences that differ in a known way, and the one position of each whose answer is watched."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
@@ -63,20 +63,20 @@ class Pairs:
     @property
     def right(self) -> Int[Tensor, " pair"]:
         """The clean sequence's answer at the watched position, as a token."""
-        return _at(self.clean.labels, self.position)
+        return at_position(self.clean.labels, self.position)
 
     @property
     def wrong(self) -> Int[Tensor, " pair"]:
         """The counterfactual answer: the corrupt sequence's at the same position."""
-        return _at(self.corrupt.labels, self.position)
+        return at_position(self.corrupt.labels, self.position)
 
     @cached_property
-    def chain(self) -> Int[Tensor, "pair chain"]:
+    def chain(self) -> Int[Tensor, "pair hop"]:
         """find^j(i) in the clean sequence, j = 0 … k."""
         return self.clean.find[torch.arange(len(self)), : self.hops + 1, self.position]
 
     @cached_property
-    def distinct(self) -> Bool[Tensor, "pair chain where"]:
+    def distinct(self) -> Bool[Tensor, "pair hop where"]:
         """Where a chain position (where = 0), or the position before it (1), plays one part only.
 
         find^j(i) − 1 is find^(j+1)(i) itself for one link in three (|Σ| = 4): such a position is neither clearly the one nor
@@ -88,14 +88,19 @@ class Pairs:
         apart[:, :-1, 1] = ~met
         return apart
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the pairs are, for the attrs of a result."""
+        found: dict[str, Any] = {"hops": self.hops, "pairs": self.kind, "sequences": len(self), "redrawn": self.redrawn}
+        if self.link is None:
+            return found
+        return found | {"link": int(self.link[0]) if len(self.link.unique()) == 1 else "drawn"}
+
     def to(self, device: str | torch.device) -> Pairs:
         """The same pairs on another device."""
         link = None if self.link is None else self.link.to(device)
-        clean, corrupt = (
-            replace(b, tokens=b.tokens.to(device), labels=b.labels.to(device), find1=b.find1.to(device))
-            for b in (self.clean, self.corrupt)
-        )
-        return Pairs(clean, corrupt, self.position.to(device), self.kind, link, self.redrawn)
+        clean, corrupt, position = self.clean.to(device), self.corrupt.to(device), self.position.to(device)
+        return replace(self, clean=clean, corrupt=corrupt, position=position, link=link)
 
 
 def draw_pairs(
@@ -123,6 +128,7 @@ def draw_pairs(
     Raises:
         HopInterpError: k, the link or the position out of range, or no (or hardly any) such pair exists at this size.
     """
+    hops = task.hop_count(hops)
     _check(task, hops, sequences, kind, link, position)
     generator = torch.Generator().manual_seed(seed)
     kept_parts: list[tuple[Tensor, ...]] = []
@@ -136,7 +142,7 @@ def draw_pairs(
         rows, chosen = _choose_positions(first, hops, position, generator)
         if not len(rows):
             continue
-        first = task.from_letters(first.tokens[rows, 1:] - task.first_letter, hops)
+        first = first[rows]
         if kind == "resample":
             second, links_of = task.sample(len(rows), hops=hops, generator=generator), torch.zeros_like(rows)
             possible = _differ(first, second, chosen)
@@ -150,8 +156,44 @@ def draw_pairs(
     return Pairs(first, second, positions, kind, links if kind == "one-link" else None, 1 - kept / drawn)
 
 
+class PairSettings(TypedDict, total=False):
+    """The keywords by which `patch`, `attribution_patch`, `path_patch` and `direct_logit_attribution` choose their pairs.
+
+    Attributes:
+        pairs: which counterfactuals are drawn, "resample" (the default) or "one-link"; or pairs of your own (then `hops`
+            must be theirs, and the other settings do nothing).
+        link, position: see `draw_pairs`. By position i is the last by default, so that the pairs line up.
+        sequences: how many pairs; 100 by default.
+    """
+
+    pairs: Kind | Pairs
+    link: int | None
+    position: int | None
+    sequences: int
+
+
+def choose_pairs(
+    task: HopTask,
+    hops: int,
+    seed: int,
+    *,
+    pairs: Kind | Pairs = "resample",
+    link: int | None = None,
+    position: int | None = None,
+    sequences: int = 100,
+    lined_up: bool = False,
+) -> Pairs:
+    """The given pairs, or pairs drawn by the settings; `lined_up`: all watched at the last position unless one is named."""
+    hops = task.hop_count(hops)
+    if isinstance(pairs, str):
+        position = task.n_letters if position is None and lined_up else position
+        return draw_pairs(task, hops, sequences, kind=pairs, link=link, position=position, seed=seed)
+    if pairs.hops != hops:
+        raise HopInterpError(f"hops is {hops}; the given pairs ask for {pairs.hops}")
+    return pairs
+
+
 def _check(task: HopTask, hops: int, sequences: int, kind: str, link: int | None, position: int | None) -> None:
-    task.check_hops(hops)
     if kind not in get_args(Kind):
         raise HopInterpError(f"pairs are {kind!r}; they are {' or '.join(get_args(Kind))}")
     if sequences < 1:
@@ -182,7 +224,7 @@ def _edit_one_link(
     """Tries every other letter at find^j(i), in a random order, and keeps the first that does what is asked."""
     task, hops, row = clean.task, int(clean.hops[0]), torch.arange(len(clean))
     place = clean.find[row, links, position]
-    letters = clean.tokens[:, 1:] - task.first_letter
+    letters = clean.letters
     kept, possible = letters.clone(), torch.zeros(len(clean), dtype=torch.bool)
     shifts = torch.rand(len(clean), task.alphabet_size - 1, generator=generator).argsort(1) + 1
     for shift in shifts.unbind(1):
@@ -206,9 +248,10 @@ def _is_one_link(
 
 def _differ(clean: Batch, corrupt: Batch, position: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
     """Whether both answers are letters, and not the same one."""
-    right, wrong = _at(clean.labels, position), _at(corrupt.labels, position)
+    right, wrong = at_position(clean.labels, position), at_position(corrupt.labels, position)
     return (right != clean.task.null) & (wrong != clean.task.null) & (right != wrong)
 
 
-def _at(values: Int[Tensor, "row position"], position: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
-    return values.gather(1, position[:, None])[:, 0]
+def at_position(values: Shaped[Tensor, "row position *rest"], position: Int[Tensor, " row"]) -> Shaped[Tensor, "row *rest"]:
+    """One position of each row."""
+    return values[torch.arange(len(position), device=position.device), position]

@@ -1,10 +1,10 @@
-"""The single wire: what one head tells one later head directly, patched by itself."""
+"""Path patching: what one head tells one later head directly, put in by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 import xarray as xr
@@ -12,18 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
-from hopinterp.evidence.intervals import LEVEL
-from hopinterp.evidence.patching.activation import choose_pairs, describe
 from hopinterp.evidence.patching.effects import measure
-from hopinterp.evidence.patching.pairs import Kind, Pairs
-from hopinterp.evidence.patching.runs import MEMORY, Direction, Exchange, Report, at_position, runs_in_memory
-from hopinterp.models.fused import FusedTransformer, device_of
-from hopinterp.models.hooks import SITES, Overwrite, changed, hooked, intervening, weights_note
-from hopinterp.models.spec import ModelSpec
+from hopinterp.evidence.patching.pairs import PairSettings, at_position
+from hopinterp.evidence.patching.runs import MEMORY, Direction, PairedRuns
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import SITES, Overwrite, changed
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.progress import Report, counted
 from hopinterp.task import HopTask
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 Input = Literal["q", "k", "v"]
 Head = tuple[int, int]
@@ -31,21 +27,18 @@ _PAIRS = 64
 
 
 def path_patch(
-    model: HookedTransformer | FusedTransformer,
+    model: ModelLike,
     task: HopTask,
     hops: int,
     *,
     into: Input = "q",
     senders: Sequence[Head] | None = None,
     receivers: Sequence[Head] | None = None,
-    pairs: Kind | Pairs = "resample",
-    link: int | None = None,
-    position: int | None = None,
     direction: Direction = "noising",
-    sequences: int = 50,
     seed: int = 0,
     memory: int = MEMORY,
     report: Report | None = None,
+    **settings: Unpack[PairSettings],
 ) -> xr.Dataset:
     """Path patching (Wang et al. 2023, Goldowsky-Dill et al. 2023) from each head to the q, k or v of each later head.
 
@@ -59,109 +52,110 @@ def path_patch(
     Args:
         into: which input of the receiver.
         senders, receivers: heads as (layer, head); all by default.
-        pairs, link, position, direction, sequences, memory, report: as in `patch`.
+        direction, seed, memory, report: as in `patch`.
+        settings: pairs, link, position, sequences (50 by default): see `PairSettings`.
 
     Returns:
-        Dims metric, sender, receiver ("layer.head"): `effect` with `low`, `high` (95%, bootstrap over pairs), 0 where
-        nothing changes and 1 where the answer becomes the other run's; NaN where the receiver is not in a later block.
-        `normalised`, `clean`, `corrupt` as in `patch`.
+        Dims metric, sender_layer, sender_head, receiver_layer, receiver_head: `effect` with `low`, `high` (95%, bootstrap
+        over pairs), 0 where nothing changes and 1 where the answer becomes the other run's; NaN where the receiver is not
+        in a later block, and for heads that were not asked for. `normalised`, `clean`, `corrupt` as in `patch`.
 
     Raises:
-        HopInterpError: a setting out of range, no such head, or a model that a ModelSpec cannot stand for.
+        HopInterpError: a setting out of range, no such head, or a model whose weights cannot be used.
         RuntimeError: an input was put in that was there already.
     """
     if into not in get_args(Input):
         raise HopInterpError(f"into is {into!r}; it is q, k or v")
-    chosen = choose_pairs(task, hops, pairs, "all", link, position, sequences, seed).to(device_of(model))
-    net: Any = hooked(model, task)
-    spec = ModelSpec.from_model(net)
-    froms, tos = (_heads(spec, given) for given in (senders, receivers))
-    exchange = Exchange(net, chosen, direction)
-    logits = _logits(exchange, into, froms, tos, memory, report)
-    values = measure(logits, chosen.right, chosen.wrong)
-    found = exchange.scale.effects(values, ("sender", "receiver"), seed)
+    subject = Subject.of(model, task)
+    weights = subject.weights_for("path patching")
+    froms, tos = (_heads(subject, given) for given in (senders, receivers))
+    runs = PairedRuns.of(subject, task, hops, seed, direction=direction, **PairSettings(sequences=50) | settings)
+    logits = _logits(runs, weights, into, froms, tos, memory, report)
+    found = runs.scale.effects(measure(logits, runs.pairs.right, runs.pairs.wrong), ("sender", "receiver"), seed)
     later = xr.DataArray([[t[0] > f[0] for t in tos] for f in froms], dims=("sender", "receiver"))
     found = found.where(later)
-    found["normalised"] = 1 - found.effect if direction == "noising" else found.effect
-    names = {"sender": [f"{a}.{b}" for a, b in froms], "receiver": [f"{a}.{b}" for a, b in tos]}
-    settings = {"hops": hops, "into": into, "direction": direction, **describe(chosen), "seed": seed, "level": LEVEL}
-    found = found.merge(exchange.scale.unpatched(direction == "noising")).assign_coords(names)
-    return found.assign_attrs(settings | {"weights": weights_note(net)})
+    for dim, heads in (("sender", froms), ("receiver", tos)):
+        layers, numbers = zip(*heads, strict=True)
+        found = found.assign_coords({f"{dim}_layer": (dim, list(layers)), f"{dim}_head": (dim, list(numbers))})
+        both: dict[Any, list[Hashable]] = {dim: [f"{dim}_layer", f"{dim}_head"]}
+        found = found.set_index(both).unstack(dim)
+    found = found.transpose("metric", "sender_layer", "sender_head", ...)
+    return runs.described(runs.normalised(found), seed, into=into)
 
 
-def _heads(spec: ModelSpec, given: Sequence[Head] | None) -> list[Head]:
-    every = [(layer, head) for layer in range(spec.n_layers) for head in range(spec.n_heads)]
+def _heads(subject: Subject, given: Sequence[Head] | None) -> list[Head]:
+    every = [(layer, head) for layer in subject.layers() for head in range(subject.sizes.n_heads)]
     for one in given or ():
         if tuple(one) not in every:
             raise HopInterpError(f"head is {one}; this model has layers 0 to {every[-1][0]}, heads 0 to {every[-1][1]}")
-    return every if given is None else [(int(layer), int(head)) for layer, head in given]
+    return every if given is None else list(dict.fromkeys((int(layer), int(head)) for layer, head in given))
 
 
 @torch.no_grad()
 def _logits(
-    exchange: Exchange, into: Input, froms: list[Head], tos: list[Head], memory: int, report: Report | None
+    runs: PairedRuns,
+    weights: FusedTransformer,
+    into: Input,
+    froms: list[Head],
+    tos: list[Head],
+    memory: int,
+    report: Report | None,
 ) -> Float[Tensor, "sender receiver pair d_vocab"]:
     """Logits at the watched position with each path patched; those of the plain run where there is no path."""
-    base = exchange.unpatched[0]
+    base = runs.unpatched[0]
     logits = base.expand(len(froms), len(tos), *base.shape).clone()
-    done, total = 0, len(froms) * len(tos) * len(base)
+    advance = counted("path patching", len(froms) * len(tos) * len(base), report)
     for pairs in torch.arange(len(base), device=base.device).split(_PAIRS):
-        wires = _Wires.of(exchange, pairs, into, memory)
+        paths = _Paths.of(runs, weights, pairs, into, memory)
         for s, sender in enumerate(froms):
             for r, receiver in enumerate(tos):
                 if receiver[0] > sender[0]:
-                    logits[s, r, pairs] = wires.patched(sender, receiver)
-                done += len(pairs)
-                if report:
-                    report(done, total)
+                    logits[s, r, pairs] = paths.patched(sender, receiver)
+                advance(len(pairs))
     return logits
 
 
 @dataclass(frozen=True, eq=False)
-class _Wires:
+class _Paths:
     """Some pairs, with the z of both runs, and of the plain run the streams that heads read and their inputs."""
 
-    exchange: Exchange
+    runs: PairedRuns
+    weights: FusedTransformer
     pairs: Int[Tensor, " pair"]
     into: Input
     memory: int
-    run: dict[str, Tensor]
-    source: dict[str, Tensor]
+    run: Mapping[str, Tensor]
+    source: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, exchange: Exchange, pairs: Int[Tensor, " pair"], into: Input, memory: int) -> _Wires:
-        model: Any = exchange.model
-        kept = [SITES[site].at(layer) for site in ("z", "resid_pre", into) for layer in range(model.cfg.n_layers)]
-        caches = [
-            model.run_with_cache(tokens[pairs], names_filter=kept)[1]
-            for tokens in (exchange.run_tokens, exchange.source_tokens)
-        ]
-        return cls(exchange, pairs, into, memory, *(dict(cache.items()) for cache in caches))
+    def of(
+        cls, runs: PairedRuns, weights: FusedTransformer, pairs: Int[Tensor, " pair"], into: Input, memory: int
+    ) -> _Paths:
+        names = [SITES[site].at(layer) for site in ("z", "resid_pre", into) for layer in runs.subject.layers()]
+        caches = [runs.subject.run_with_cache(tokens[pairs], names)[1] for tokens in (runs.run_tokens, runs.source_tokens)]
+        return cls(runs, weights, pairs, into, memory, *caches)
 
     def carried(self, sender: Head, receiver: Head) -> Float[Tensor, "pair position d_head"]:
         """The receiver's input when the sender alone speaks of the other run."""
-        model: Any = self.exchange.model
         (layer, head), (later, to) = sender, receiver
-        z, stream = SITES["z"].at(layer), self.run[SITES["resid_pre"].at(later)]
-        news = (self.source[z] - self.run[z])[:, :, head] @ model.blocks[layer].attn.W_O[head]
-        block, name = model.blocks[later], self.into.upper()
-        weight, ln1 = getattr(block.attn, f"W_{name}")[to], block.ln1
+        z, stream, p = SITES["z"].at(layer), self.run[SITES["resid_pre"].at(later)], self.weights.parameters
+        news = (self.source[z] - self.run[z])[:, :, head] @ p[f"blocks.{layer}.attn.W_O"][head]
+        weight, norm = p[f"blocks.{later}.attn.W_{self.into.upper()}"][to], f"blocks.{later}.ln1"
         # written as a change, so that no news is exactly no change; the bias is in what it was
-        was: Tensor = self.run[SITES[self.into].at(later)][:, :, to]
-        change: Tensor = (ln1(stream + news) - ln1(stream)) @ weight
-        return was + change
+        was = self.run[SITES[self.into].at(later)][:, :, to]
+        return was + (self.weights.norm(stream + news, norm) - self.weights.norm(stream, norm)) @ weight
 
     def patched(self, sender: Head, receiver: Head) -> Float[Tensor, "pair d_vocab"]:
         """Logits of each pair's run with that input put in."""
         later, to = receiver
         name = SITES[self.into].at(later)
-        values, read = self.carried(sender, receiver), self.exchange.pairs.position[self.pairs]
+        values, read = self.carried(sender, receiver), self.runs.pairs.position[self.pairs]
         seen = (torch.arange(values.shape[1], device=read.device) <= read[:, None])[..., None]
         matters = changed(self.run[name][:, :, to] * seen, values * seen)
-        logits = self.exchange.unpatched[0][self.pairs]
-        for rows in matters.nonzero()[:, 0].split(runs_in_memory(self.exchange.model, values.shape[1], self.memory)):
+        logits = self.runs.unpatched[0][self.pairs]
+        for rows in matters.nonzero()[:, 0].split(self.runs.runs_in_memory(self.memory)):
             write = Overwrite((torch.arange(len(rows), device=rows.device), slice(None), to), values[rows])
-            with intervening(self.exchange.model, [(name, write)]):
-                output = self.exchange.model(self.exchange.run_tokens[self.pairs[rows]])
+            with self.runs.subject.hooks([(name, write)]) as patched:
+                output = patched(self.runs.run_tokens[self.pairs[rows]])
             logits[rows] = at_position(output, read[rows])
         return logits

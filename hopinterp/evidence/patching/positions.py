@@ -1,4 +1,4 @@
-"""The map: the places of a sequence where an intervention is made, by position or along the chain, and their names."""
+"""Where each sequence is patched, position by position or along its chain, and the results by those names."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from hopinterp.evidence.patching.pairs import Pairs
 
 By = Literal["position", "chain", "all"]
 WHERE = ("at", "before")
-"""The two kinds of places of the chain picture: find^j(i) itself, and the position before it."""
+"""The two positions of each hop of the chain: find^j(i) itself, and the one before it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
-    """Where each pair is patched, a column a cell, and which of the cells count."""
+class Cells:
+    """The positions at which each pair is patched, a column a cell, and which pairs count in which cell."""
 
     by: By
     positions: Int[Tensor, "pair cell"] | None
     counted: Bool[Tensor, "pair cell"] | None
 
     @classmethod
-    def of(cls, pairs: Pairs, by: By, seed: int) -> Places:
-        """The places of one picture. Raises HopInterpError where there is no such picture."""
+    def of(cls, pairs: Pairs, by: By, seed: int) -> Cells:
+        """The cells of one result. Raises HopInterpError for an unknown `by`."""
         if by not in get_args(By):
             raise HopInterpError(f"by is {by!r}; it is position, chain or all")
         n, device = pairs.clean.tokens.shape[1], pairs.position.device
@@ -50,7 +50,7 @@ class Places:
         dims = ("layer", "head", "cell") if per_head else ("layer", "cell")
         counted = None if self.counted is None else self.counted.T
         cells = scale.effects(values, dims, seed, counted)
-        cells = cells.assign_coords(layer=range(values.shape[1]))
+        cells = cells.assign_coords({dim: range(cells.sizes[dim]) for dim in dims[:-1]})
         if self.by == "all":
             return cells.isel(cell=0)
         if self.by == "position":
@@ -58,14 +58,14 @@ class Places:
         return self._along_chain(cells)
 
     def _along_chain(self, cells: xr.Dataset) -> xr.Dataset:
+        """Two cells a hop, and last the control."""
         assert self.counted is not None
-        n_chain = (cells.sizes["cell"] - 1) // 2
-        grid = cells.isel(cell=slice(None, -1))
-        grid = grid.assign_coords(
-            chain=("cell", [j // 2 for j in range(2 * n_chain)]), where=("cell", list(WHERE) * n_chain)
+        hops = (cells.sizes["cell"] - 1) // 2
+        named = cells.isel(cell=slice(None, -1)).assign_coords(
+            hop=("cell", [j for j in range(hops) for _ in WHERE]), where=("cell", list(WHERE) * hops)
         )
-        found = grid.set_index(cell=("chain", "where")).unstack("cell").sel(where=list(WHERE))
-        found["pairs"] = ("chain", "where"), self.counted[:, :-1].sum(0).view(n_chain, 2).cpu().numpy()
+        found = named.set_index(cell=("hop", "where")).unstack("cell").sel(where=list(WHERE))
+        found["pairs"] = ("hop", "where"), self.counted[:, :-1].sum(0).view(hops, 2).cpu().numpy()
         control = cells.isel(cell=-1).rename(effect="off_chain", low="off_chain_low", high="off_chain_high")
         return found.merge(control)
 

@@ -1,47 +1,68 @@
-"""The lock between two runs: pairs, the run that is patched, the run its patches come from, and patching by hooks."""
+"""The two runs of each pair, what they answer unpatched, and the one with activations of the other put in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
+import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hopinterp.engine.sweeps import head_sweep, resid_sweep
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.datasets import described
+from hopinterp.evidence.intervals import LEVEL
 from hopinterp.evidence.patching.effects import Scale, measure
-from hopinterp.evidence.patching.pairs import Pairs
-from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.hooks import Overwrite, Site, changed, intervening, site_of
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+from hopinterp.evidence.patching.pairs import Pairs, PairSettings, at_position, choose_pairs
+from hopinterp.evidence.patching.positions import By
+from hopinterp.models.hooks import Overwrite, Site, changed
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.progress import Advance, Report, counted
+from hopinterp.task import HopTask
 
 Direction = Literal["noising", "denoising"]
-Report = Callable[[int, int], None]
 MEMORY = 2**28
 """Bytes that the activations of patched runs may take at one time, unless told otherwise."""
 _PAIRS = 128  # whose activations are kept at one time
 
 
 @dataclass(frozen=True, eq=False)
-class Exchange:
+class PairedRuns:
     """A model with pairs of sequences, of which one is run and the other gives the activations that are put in.
 
     Attributes:
         direction: "noising" runs the clean sequence, "denoising" the corrupt one.
+
+    Raises:
+        HopInterpError: no such direction.
     """
 
-    model: HookedTransformer | FusedTransformer
+    subject: Subject
     pairs: Pairs
     direction: Direction
 
     def __post_init__(self) -> None:
         if self.direction not in ("noising", "denoising"):
             raise HopInterpError(f"direction is {self.direction!r}; it is noising or denoising")
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelLike,
+        task: HopTask,
+        hops: int,
+        seed: int,
+        by: By = "all",
+        direction: Direction | None = None,
+        **given: Unpack[PairSettings],
+    ) -> PairedRuns:
+        """The runs of a model on the pairs that are asked for; noising along the chain by default, denoising otherwise."""
+        subject = Subject.of(model, task)
+        pairs = choose_pairs(task, hops, seed, **given, lined_up=by == "position").to(subject.device)
+        return cls(subject, pairs, direction or ("noising" if by == "chain" else "denoising"))
 
     @property
     def run_tokens(self) -> Int[Tensor, "pair position"]:
@@ -63,81 +84,85 @@ class Exchange:
         """The metrics of both, on which effects are measured."""
         return Scale(*(measure(logits, self.pairs.right, self.pairs.wrong) for logits in self.unpatched))
 
+    @property
+    def bar(self) -> float:
+        """Half of the effect that a place of the light cone has where a model uses it and nothing else.
+
+        That is 1 where the patch decides between the pair's two answers; noise from an independent sequence sends the answer
+        anywhere, so that 1/|Σ| of the answers are right by chance.
+        """
+        anywhere = self.direction == "noising" and self.pairs.link is None
+        return 0.5 * (1 - 1 / self.pairs.clean.task.alphabet_size if anywhere else 1.0)
+
     @torch.no_grad()
     def read_logits(self, tokens: Int[Tensor, "pair position"]) -> Float[Tensor, "pair d_vocab"]:
-        """The model's logits at each pair's watched position."""
+        """The model's logits at each pair's watched position, from the pass that patched runs are made by."""
         parts = zip(tokens.split(_PAIRS), self.pairs.position.split(_PAIRS), strict=True)
-        return torch.cat([at_position(self.model(part), read) for part, read in parts])
+        with self.subject.hooks([]) as run:
+            return torch.cat([at_position(run(part), read) for part, read in parts])
 
+    @torch.no_grad()
+    def patched(
+        self, site: Site, positions: Int[Tensor, "pair cell"] | None, memory: int = MEMORY, report: Report | None = None
+    ) -> Float[Tensor, "layer head cell pair d_vocab"]:
+        """Logits at the watched position for every block, head and cell: the simple path, by hooks.
 
-def at_position(logits: Float[Tensor, "row position d_vocab"], read: Int[Tensor, " row"]) -> Float[Tensor, "row d_vocab"]:
-    """One position of each row."""
-    return logits[torch.arange(len(read), device=read.device), read]
+        Each patched run is a whole run of the model with one activation overwritten at one place. Runs whose patch cannot
+        matter are not made: those where the two runs agree at that place, and those behind the watched position.
 
+        Args:
+            positions: where each pair is patched, a column a cell; None patches all positions at once, in one cell.
+            memory: bytes for the activations of the runs that are batched together.
 
-@torch.no_grad()
-def patched_by_hooks(
-    exchange: Exchange,
-    site: str,
-    positions: Int[Tensor, "pair cell"] | None,
-    memory: int = MEMORY,
-    report: Report | None = None,
-) -> Float[Tensor, "layer head cell pair d_vocab"]:
-    """Logits at the watched position for every block, head and cell: the simple path, by TransformerLens's hooks.
+        Returns:
+            The head axis has length 1 for sites without heads.
+        """
+        sizes = self.subject.sizes
+        cells = (sizes.n_heads if site.per_head else 1) * (1 if positions is None else positions.shape[1])
+        advance = counted("patching", sizes.n_layers * cells * len(self.pairs), report)
+        names = [site.at(layer) for layer in range(sizes.n_layers)]
+        parts = []
+        for pairs in torch.arange(len(self.pairs), device=self.pairs.position.device).split(_PAIRS):
+            run, source = (
+                self.subject.run_with_cache(tokens[pairs], names)[1] for tokens in (self.run_tokens, self.source_tokens)
+            )
+            block = _Block(self, site, pairs, None if positions is None else positions[pairs], memory, advance)
+            parts.append(torch.stack([block.patched(name, run[name], source[name]) for name in names]))
+        return torch.cat(parts, dim=3)
 
-    Each patched run is a whole run of the model with one activation overwritten at one place. Runs whose patch cannot matter
-    are not made: those where the two runs agree at that place, and those behind the watched position.
+    def runs_in_memory(self, memory: int) -> int:
+        """How many runs fit into so many bytes, by a block's largest arrays: streams, q k v z, MLP, scores, pattern."""
+        sizes, n = self.subject.sizes, self.run_tokens.shape[1]
+        numbers = n * (12 * sizes.d_model + 3 * (sizes.d_mlp or 0) + 4 * sizes.n_heads * n)
+        return max(1, memory // (4 * int(numbers)))
 
-    Args:
-        positions: where each pair is patched, a column a cell; None patches all positions at once, in one cell.
-        memory: bytes for the activations of the runs that are batched together.
+    def normalised(self, found: xr.Dataset) -> xr.Dataset:
+        """The result with its effects on the scale from corrupt (0) to clean (1), and what the unpatched runs gave."""
+        noising = self.direction == "noising"
+        normalised = 1 - found.effect if noising else found.effect
+        return found.assign(normalised=normalised).merge(self.scale.unpatched(noising))
 
-    Returns:
-        The head axis has length 1 for sites without heads.
-    """
-    model: Any = exchange.model
-    found = site_of(site, model)
-    names = [found.at(layer) for layer in range(model.cfg.n_layers)]
-    parts, progress = [], _Progress(report)
-    for pairs in torch.arange(len(exchange.pairs), device=exchange.pairs.position.device).split(_PAIRS):
-        caches = [
-            model.run_with_cache(tokens[pairs], names_filter=names)[1]
-            for tokens in (exchange.run_tokens, exchange.source_tokens)
-        ]
-        here = None if positions is None else positions[pairs]
-        cells = found.heads(caches[0][names[0]]) * (1 if here is None else here.shape[1])
-        progress.total = len(names) * cells * len(exchange.pairs)
-        block = _Block(exchange, found, pairs, here, memory, progress)
-        parts.append(torch.stack([block.patched(n, *(cache[name] for cache in caches)) for n, name in enumerate(names)]))
-    return torch.cat(parts, dim=3)
-
-
-@dataclass
-class _Progress:
-    """Counts patched runs, those that need not be made among them, and tells whoever wants to know."""
-
-    report: Report | None
-    total: int = 0
-    done: int = 0
-
-    def advance(self, runs: int) -> None:
-        self.done += runs
-        if self.report and runs:
-            self.report(self.done, self.total)
+    def described(self, found: xr.Dataset, seed: int, **settings: Any) -> xr.Dataset:
+        """The result with these settings and with those that every result on pairs of runs has."""
+        settings = {"direction": self.direction, **self.pairs.settings, "level": LEVEL, **settings}
+        task = self.pairs.clean.task
+        return described(found, self.subject, task, seed=seed, weights=self.subject.processing, **settings)
 
 
 @dataclass(frozen=True, eq=False)
 class _Block:
     """Some of the pairs, and where they are patched."""
 
-    exchange: Exchange
+    runs: PairedRuns
     site: Site
     pairs: Int[Tensor, " pair"]
     positions: Int[Tensor, "pair cell"] | None
     memory: int
-    progress: _Progress
+    advance: Advance
 
-    def patched(self, layer: int, run: Tensor, source: Tensor) -> Float[Tensor, "head cell pair d_vocab"]:
+    def patched(
+        self, name: str, run: Float[Tensor, "pair ..."], source: Float[Tensor, "pair ..."]
+    ) -> Float[Tensor, "head cell pair d_vocab"]:
         """Logits of one block's patches, from the site's activations in both runs."""
         cells = 1 if self.positions is None else self.positions.shape[1]
         shape = (self.site.heads(run), cells, len(self.pairs))
@@ -145,25 +170,46 @@ class _Block:
         head, cell, pair = (x.to(run.device) for x in (head, cell, pair))
         position = None if self.positions is None else self.positions[pair, cell]
         index = self.site.index(pair, position, head)
-        read = self.exchange.pairs.position[self.pairs]
+        read = self.runs.pairs.position[self.pairs]
         matters = changed(run[index], source[index])
         if position is not None:
             matters &= position <= read[pair]
-        logits = self.exchange.unpatched[0][self.pairs][pair]
-        self.progress.advance(int((~matters).sum()))
-        for runs in matters.nonzero()[:, 0].split(runs_in_memory(self.exchange.model, run.shape[1], self.memory)):
-            rows, p, h = pair[runs], None if position is None else position[runs], head[runs]
+        logits = self.runs.unpatched[0][self.pairs][pair]
+        self.advance(int((~matters).sum()))
+        for some in matters.nonzero()[:, 0].split(self.runs.runs_in_memory(self.memory)):
+            rows, p, h = pair[some], None if position is None else position[some], head[some]
             values = source[self.site.index(rows, p, h)]
-            write = Overwrite(self.site.index(torch.arange(len(runs), device=rows.device), p, h), values)
-            with intervening(self.exchange.model, [(self.site.at(layer), write)]):
-                output = self.exchange.model(self.exchange.run_tokens[self.pairs[rows]])
-            logits[runs] = at_position(output, read[rows])
-            self.progress.advance(len(runs))
+            write = Overwrite(self.site.index(torch.arange(len(some), device=rows.device), p, h), values)
+            with self.runs.subject.hooks([(name, write)]) as patched:
+                output = patched(self.runs.run_tokens[self.pairs[rows]])
+            logits[some] = at_position(output, read[rows])
+            self.advance(len(some))
         return logits.view(*shape, -1)
 
 
-def runs_in_memory(model: Any, n_positions: int, memory: int) -> int:
-    """How many runs fit into so many bytes, by a block's largest arrays: streams, q k v z, the MLP's, scores and pattern."""
-    config = model.cfg
-    numbers = n_positions * (12 * config.d_model + 3 * (config.d_mlp or 0) + 4 * config.n_heads * n_positions)
-    return max(1, memory // (4 * int(numbers)))
+@dataclass(frozen=True, eq=False)
+class SweptRuns(PairedRuns):
+    """Paired runs patched by the sweeps that skip what cannot change, for a subject with weights."""
+
+    @torch.no_grad()
+    def read_logits(self, tokens: Int[Tensor, "pair position"]) -> Float[Tensor, "pair d_vocab"]:
+        """The model's logits at each pair's watched position: those of a run patched with its own activation, so that
+        patches that change nothing have exactly no effect."""
+        first = torch.zeros(len(tokens), 1, dtype=torch.long, device=tokens.device)
+        weights = self.subject.weights_for("a sweep")
+        return resid_sweep(weights, tokens, tokens, read=self.pairs.position, positions=first)[0, 0]
+
+    @torch.no_grad()
+    def patched(
+        self, site: Site, positions: Int[Tensor, "pair cell"] | None, memory: int = MEMORY, report: Report | None = None
+    ) -> Float[Tensor, "layer head cell pair d_vocab"]:
+        """What the simple path gives, for z and for the sites outside the heads."""
+        weights, tokens = self.subject.weights_for("a sweep"), (self.run_tokens, self.source_tokens)
+        given: dict[str, Any] = {"read": self.pairs.position, "positions": positions, "memory": memory, "report": report}
+        if site.name == "z":
+            return head_sweep(weights, *tokens, **given)
+        logits = resid_sweep(weights, *tokens, **given, site=site.name)  # type: ignore[arg-type]
+        if site.name == "resid_post" and positions is not None:  # the last block's at i is the source's answer, to the bit
+            whole = (positions == self.pairs.position[:, None]).T
+            logits[-1, whole] = self.unpatched[1].expand(*whole.shape, -1)[whole]
+        return logits[:, None]

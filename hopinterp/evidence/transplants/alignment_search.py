@@ -1,11 +1,11 @@
-"""The sieve: how little of a block's output has to be transplanted, by probes and by distributed alignment search."""
+"""How little of a block's output has to be transplanted, by probes and by distributed alignment search."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,16 @@ from torch import Tensor
 from hopinterp.engine.cached_run import Run
 from hopinterp.engine.per_position import go_on
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL
 from hopinterp.evidence.reading.linear import Standardizer, fit_ridge
-from hopinterp.evidence.reading.probes import untrained
-from hopinterp.evidence.transplants.interchange import FAMILIES, Predictions, accuracies, predicted
+from hopinterp.evidence.transplants.interchange import Predictions, accuracies
 from hopinterp.evidence.transplants.pairs import MatchedPairs
-from hopinterp.models.fused import FusedTransformer, Residual, runner
+from hopinterp.models.fused import FusedTransformer, Residual
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.progress import Advance, Report, counted
 from hopinterp.task import HopTask
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+from hopinterp.theory.predictions import FAMILIES, predicted
 
 Basis = Float[Tensor, "d_model dimension"]
 """Orthonormal columns."""
@@ -37,7 +37,7 @@ _DUST = 1e-3  # directions weaker than this share of the strongest are no part o
 
 
 def transplant_subspaces(
-    model: HookedTransformer | FusedTransformer,
+    model: ModelLike,
     task: HopTask,
     hops: int,
     layer: int,
@@ -50,6 +50,7 @@ def transplant_subspaces(
     train_sequences: int = 200,
     sequences: int = 100,
     seed: int = 0,
+    report: Report | None = None,
 ) -> xr.Dataset:
     """Transplants of a subspace of one block's output: base + (source − base)·B·Bᵀ at i, B orthonormal.
 
@@ -65,6 +66,7 @@ def transplant_subspaces(
         dimensions: sizes of B that are searched and drawn at random.
         match: see MatchedPairs.draw, for training and held-out pairs alike.
         steps: of Adam, on 20 pairs each.
+        report: called after each step of each search, in the model and in the untrained one.
 
     Returns:
         Dims subspace, family, hop, of held-out pairs: `iia`, `low`, `high`, `unmoved`, `unrelated`, `guess`, `chance` and
@@ -73,53 +75,48 @@ def transplant_subspaces(
         of subspace: `method` (full, probe, means, search, random) and `dimension`.
 
     Raises:
-        HopInterpError: a model that only TransformerLens can run; layer, hop, family, or a dimension out of range.
+        HopInterpError: a model whose weights cannot be used; layer, hop, family, or a dimension out of range.
     """
-    task.check_hops(hops)
-    run = runner(model, task)
-    if not isinstance(run, FusedTransformer):
-        raise HopInterpError("subspaces need a model that the fused pass computes: this one has hooks or unusual features")
-    for name, value, bound in (("layer", layer, run.spec.n_layers - 1), ("hop", hop, hops)):
-        if not 0 <= value <= bound:
-            raise HopInterpError(f"{name} is {value}; it must be 0 to {bound}")
-    if family not in FAMILIES:
-        raise HopInterpError(f"family is {family!r}; it is one of {', '.join(FAMILIES)}")
-    if bad := [d for d in dimensions if not 1 <= d <= run.spec.d_model]:
-        raise HopInterpError(f"a subspace of {bad[0]} dimensions was asked for; the stream has 1 to {run.spec.d_model}")
-    train = MatchedPairs.draw(task, hops, train_sequences, match, seed + 1, run.device)
-    test = MatchedPairs.draw(task, hops, sequences, match, seed, run.device)
-    asked = _Asked(layer, hops, FAMILIES.index(family), hop)
-    frozen = FusedTransformer(run.spec, {name: p.detach() for name, p in run.parameters.items()})
-    found, control = (
-        _tried(frozen, train, test, asked, dimensions, slice(None), steps=steps, seed=seed),
-        _tried(
-            untrained(frozen, seed),
-            train,
-            test,
-            asked,
-            dimensions,
-            slice(task.first_letter, task.null),
-            steps=steps,
-            seed=seed,
-        ),
-    )
-    found["untrained"] = control.iia
-    asked_for = {"hops": hops, "layer": layer, "family": family, "hop": hop, "match": match, "steps": steps, "seed": seed}
-    return found.assign_attrs(asked_for, train_sequences=train_sequences, sequences=sequences, level=LEVEL)
+    subject, hops = Subject.of(model, task), task.hop_count(hops)
+    weights = subject.weights_for("a search for subspaces")
+    asked = _Asked(subject.layers(layer)[0], hops, family, hop, tuple(dimensions), steps, seed)
+    asked.check(weights.spec.d_model)
+    train = MatchedPairs.draw(task, hops, train_sequences, match, seed + 1, subject.device)
+    test = MatchedPairs.draw(task, hops, sequences, match, seed, subject.device)
+    frozen = FusedTransformer(weights.spec, {name: p.detach() for name, p in weights.parameters.items()})
+    bare = subject.untrained(seed).weights_for("a search for subspaces")
+    advance = counted("searching subspaces", 2 * len(asked.dimensions) * steps, report)
+    found = _tried(frozen, train, test, asked, slice(None), advance)
+    found["untrained"] = _tried(bare, train, test, asked, slice(task.first_letter, task.null), advance).iia
+    settings: dict[str, Any] = {"hops": hops, "layer": asked.layer, "family": family, "hop": hop, "match": match}
+    settings |= {"steps": steps, "train_sequences": train_sequences, "sequences": sequences, "level": LEVEL}
+    return described(found, subject, task, seed=seed, weights=subject.processing, **settings)
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is searched for: the prediction, by its place in `predicted`, and the block."""
+    """What is searched for, the prediction (family, hop) at a block, and how."""
 
     layer: int
     hops: int
-    family: int
+    family: str
     hop: int
+    dimensions: tuple[int, ...]
+    steps: int
+    seed: int
+
+    def check(self, d_model: int) -> None:
+        """Raise HopInterpError unless there is such a prediction, and room for the dimensions."""
+        if not 0 <= self.hop <= self.hops:
+            raise HopInterpError(f"hop is {self.hop}; it must be 0 to {self.hops}")
+        if self.family not in FAMILIES:
+            raise HopInterpError(f"family is {self.family!r}; it is one of {', '.join(FAMILIES)}")
+        if bad := [d for d in self.dimensions if not 1 <= d <= d_model]:
+            raise HopInterpError(f"a subspace of {bad[0]} dimensions was asked for; the stream has 1 to {d_model}")
 
     def letters(self, pairs: MatchedPairs) -> Int[Tensor, "batch position"]:
         """The letters predicted, −1 where none counts."""
-        wanted = predicted(pairs.base, pairs.source, self.hops)[:, self.family, self.hop]
+        wanted = predicted(pairs.base, pairs.source, self.hops)[:, FAMILIES.index(self.family), self.hop]
         return wanted.where(pairs.counted, -1)
 
 
@@ -149,34 +146,24 @@ def _chunks(model: FusedTransformer, pairs: MatchedPairs, asked: _Asked) -> Iter
 
 
 def _tried(
-    model: FusedTransformer,
-    train: MatchedPairs,
-    test: MatchedPairs,
-    asked: _Asked,
-    dimensions: Sequence[int],
-    span: slice,
-    *,
-    steps: int,
-    seed: int,
+    model: FusedTransformer, train: MatchedPairs, test: MatchedPairs, asked: _Asked, span: slice, advance: Advance
 ) -> xr.Dataset:
     """Every kind of subspace in one model, measured on held-out pairs. `span`: the tokens that may be answered."""
     chunks = list(_chunks(model, train, asked))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(asked.seed)
     read, means = _readable(chunks, train, asked)
     bases: list[tuple[str, Basis | None]] = [("full", None), ("probe", read), ("means", means)]
-    for n in dimensions:
+    for n in asked.dimensions:
         start = torch.linalg.qr(torch.randn(model.spec.d_model, n, generator=generator)).Q.to(model.device)
-        bases += [
-            ("search", search(chunks, asked.layer, start, train.base.task.first_letter, span, steps)),
-            ("random", start),
-        ]
+        learned = search(chunks, asked.layer, start, train.base.task.first_letter, span, asked.steps, advance)
+        bases += [("search", learned), ("random", start)]
     answers = []
     with torch.no_grad():
         for chunk in _chunks(model, test, asked):
             logits = [chunk.logits(asked.layer, basis) for _, basis in bases] + [chunk.base.logits]
             answers.append(torch.stack([one[..., span].argmax(-1) for one in logits], dim=1))
     says = Predictions.of(test, asked.hops)
-    found = accuracies(says, torch.cat(answers) + (span.start or 0), seed).rename(site="subspace")
+    found = accuracies(says, torch.cat(answers) + (span.start or 0), asked.seed).rename(site="subspace")
     sizes = [model.spec.d_model if basis is None else basis.shape[1] for _, basis in bases]
     widest = max(basis.shape[1] for _, basis in bases if basis is not None)
     columns = torch.full((len(bases), model.spec.d_model, widest), torch.nan)
@@ -187,7 +174,9 @@ def _tried(
     return found.assign_coords(method=("subspace", [method for method, _ in bases]), dimension=("subspace", sizes))
 
 
-def search(chunks: list[_Chunk], layer: int, start: Basis, first_letter: int, span: slice, steps: int) -> Basis:
+def search(
+    chunks: list[_Chunk], layer: int, start: Basis, first_letter: int, span: slice, steps: int, advance: Advance
+) -> Basis:
     """The subspace whose transplant makes the wanted letters likeliest, from `start`, by Adam with a falling rate."""
     rows = torch.nn.utils.skip_init(torch.nn.Linear, *start.shape, bias=False)
     rows.weight.data = start.T.clone()
@@ -205,6 +194,7 @@ def search(chunks: list[_Chunk], layer: int, start: Basis, first_letter: int, sp
         loss.backward()
         optimizer.step()
         schedule.step()
+        advance(1)
     found: Tensor = rows.weight.detach().T
     return found
 

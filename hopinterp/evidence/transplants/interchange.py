@@ -1,10 +1,10 @@
-"""Transplants: what a block's output *does* downstream, by interchange interventions between two sequences."""
+"""What a block's output *does* downstream, by interchange interventions between two sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,76 +14,24 @@ from torch import Tensor
 
 from hopinterp.engine.per_position import Site, transplanted
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
-from hopinterp.evidence.reading.probes import untrained
 from hopinterp.evidence.transplants.pairs import MatchedPairs
-from hopinterp.models.fused import FusedTransformer, depth_of, device_of, runner
-from hopinterp.models.subject import Subject
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.progress import Advance, Report, counted
 from hopinterp.task import Batch, HopTask
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+from hopinterp.theory.predictions import FAMILIES, predicted
 
 Prediction = Callable[[int, Batch, Batch], Int[Tensor, "batch position"]]
 """(layer, base, source) → the token answered at i with the source's output of that block at i, for every i; −1 abstains."""
 
 Hits = Bool[Tensor, "batch site family hop position"]
 
-FAMILIES = ("pointer", "content", "occurrence")
 MARGIN = 0.1
 """A block stands for a prediction only if that closes more than this share of the gap from chance to 1, at the lower end of
 its interval. Constructed circuits close all of it, untrained models none: of 248 the nearest ended at −0.04."""
 
 _BATCH = 50
-
-
-def predicted(base: Batch, source: Batch, hops: int, next_agrees: bool = False) -> Int[Tensor, "batch family hop position"]:
-    """The letter answered at i if the block's output stands for "r hops done", r = 0 … k, families as in FAMILIES.
-
-    With q = find^r(i) in the source, the base's algorithm goes on from what was carried. *Pointer*, the position: hop_{k−r}
-    of the base at q. *Content*, letter and position: the same after the base's letter at q is replaced by the source's.
-    *Occurrence*, the letter and that it is its m-th occurrence: the next hop leads behind the base's occurrence m − 1. At
-    r = k these two are the source's own answer. −1 where there is no answer, and where the base would be one that no model
-    has seen (content, r < k: X_{q−1} = X_q) or would look at i itself (occurrence).
-
-    Args:
-        next_agrees: −1 also where the next hop leads to another letter than in the source, so that a block which carries hop
-            r + 1 as well does not contradict the base; then r = k − 1 is left out, which could not be told from r = k.
-    """
-    r = torch.arange(hops + 1, device=base.tokens.device)
-    q = source.find[:, : hops + 1]
-    rows = torch.arange(len(base), device=q.device)[:, None, None]
-    letter = source.hop_letters[:, : hops + 1]
-    latest, nth = _behind(base)
-    own = latest[rows, letter.clamp_min(0), q]
-    same = nth[rows, letter.clamp_min(0), (_occurrence_number(source)[rows, q] - 1).clamp_min(0)]
-    own, same = own.where(own < q, 0), same.where(same < torch.arange(q.shape[-1], device=q.device), 0)
-    links = torch.stack([base.find1[rows, q], own, same], dim=1)
-    onward = base.hop_letters[rows[:, None], (hops - r - 1).clamp_min(0)[:, None], links]
-    if next_agrees:
-        reached, coming = base.hop_letters[:, 0][rows[:, None], links], source.hop_letters[:, (r + 1).clamp_max(hops)]
-        onward = onward.where((reached == coming[:, None]) & (r < hops - 1)[:, None], -1)
-    done = torch.stack([base.hop_letters[:, 0][rows, q], letter, letter], dim=1)
-    return torch.where((r == hops)[:, None], done, onward)
-
-
-def _behind(batch: Batch) -> tuple[Int[Tensor, "batch letter position"], Int[Tensor, "batch letter number"]]:
-    """The positions after a letter's last occurrence left of each position, and after its n-th occurrence; 0 for none."""
-    task, n = batch.task, batch.tokens.shape[1]
-    letters = torch.arange(task.alphabet_size, device=batch.tokens.device) + task.first_letter
-    seen = batch.tokens[:, None] == letters[:, None]
-    after = torch.where(seen, torch.arange(1, n + 1, device=seen.device), 0)
-    latest = after.cummax(-1).values.roll(1, -1)
-    latest[..., 0] = 0
-    nth = torch.zeros_like(after)
-    nth.scatter_reduce_(-1, torch.where(seen, seen.cumsum(-1), 0), after, "amax")
-    return latest, nth
-
-
-def _occurrence_number(batch: Batch) -> Int[Tensor, "batch position"]:
-    """How often X_i has occurred up to i, itself included."""
-    same = batch.tokens[:, :, None] == batch.tokens[:, None]
-    return same.tril().sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +63,10 @@ class Predictions:
 
 @torch.no_grad()
 def transplant(
-    model: HookedTransformer | FusedTransformer,
+    model: ModelLike,
     task: HopTask,
     hops: int,
-    layers: Sequence[int] | None = None,
+    layers: int | Iterable[int] | None = None,
     *,
     heads: bool = False,
     match: str = "nothing",
@@ -126,6 +74,7 @@ def transplant(
     sequences: int = 100,
     seed: int = 0,
     predictions: Mapping[str, Prediction] | None = None,
+    report: Report | None = None,
 ) -> xr.Dataset:
     """What each block's output at i stands for, by interchange interventions (Geiger et al. 2021).
 
@@ -142,6 +91,7 @@ def transplant(
         next_agrees: count a prediction only where the base's next letter is the source's too (see `predicted`).
         sequences: pairs drawn.
         predictions: causal models of your own, by name: (layer, base, source) → the token at every i (−1: no prediction).
+        report: called after each transplant of some pairs, in the model and in the untrained one.
 
     Returns:
         Dims layer, (head,) family, hop (r). `iia`, with `low`, `high` (95%, bootstrap over pairs).
@@ -161,46 +111,48 @@ def transplant(
         HopInterpError: k or a layer out of range, an unknown match, no position that counts, or a site at which the two
             runs do not differ.
     """
-    task.check_hops(hops)
-    run = runner(model, task)
-    layers = list(range(depth_of(run))) if layers is None else list(layers)
-    for layer in layers:
-        if not 0 <= layer < depth_of(run):
-            raise HopInterpError(f"layer is {layer}; this model has 0 to {depth_of(run) - 1}")
-    pairs = MatchedPairs.draw(task, hops, sequences, match, seed, device_of(run))
+    subject, hops = Subject.of(model, task), task.hop_count(hops)
+    blocks = subject.layers(layers)
+    pairs = MatchedPairs.draw(task, hops, sequences, match, seed, subject.device)
     if not pairs.counted.any():
         raise HopInterpError(f"no position counts in {sequences} pairs of {task.n_letters} letters at k = {hops}: draw more")
-    n_heads = run.spec.n_heads if isinstance(run, FusedTransformer) else run.cfg.n_heads
-    sites: list[Site] = [(layer, head) for layer in layers for head in (range(n_heads) if heads else [None])]
-    answers = _answers(run, pairs, sites)
-    control = _answers(runner(untrained(run, seed), task), pairs, sites, letters_only=True)
+    sites: list[Site] = [(layer, head) for layer in blocks for head in (range(subject.sizes.n_heads) if heads else [None])]
+    advance = counted("transplanting", 2 * len(sites) * sequences, report)
+    answers = _answers(subject, pairs, sites, advance)
+    control = _answers(subject.untrained(seed), pairs, sites, advance, letters_only=True)
     says = Predictions.of(pairs, hops, next_agrees)
-    found = accuracies(says, answers, seed)
-    bare = accuracies(says, control, seed)
-    found["untrained"], found["untrained_low"] = bare.iia, bare.low
+    found, bare = (accuracies(says, given, seed) for given in (answers, control))
+    found = found.assign(untrained=bare.iia, untrained_low=bare.low)
     found = found.merge(_judged(found, says, answers, seed))
     if predictions:
         found = found.merge(_own_models(predictions, pairs, sites, answers, seed))
+    settings: dict[str, Any] = {"hops": hops, "match": match, "next_agrees": next_agrees, "sequences": sequences}
+    settings |= {"margin": MARGIN, "level": LEVEL, "weights": subject.processing}
+    return described(_by_layer(found, sites, heads), subject, task, seed=seed, **settings)
+
+
+def _by_layer(found: xr.Dataset, sites: list[Site], heads: bool) -> xr.Dataset:
+    """Sites as layer, or layer and head."""
     found = found.assign_coords(layer=("site", [layer for layer, _ in sites]))
-    if heads:
-        found = found.assign_coords(head=("site", [head for _, head in sites])).set_index(site=["layer", "head"])
-        found = found.unstack("site").transpose("layer", "head", ...)
-    else:
-        found = found.swap_dims(site="layer")
-    settings = {"hops": hops, "match": match, "next_agrees": int(next_agrees)}  # netCDF knows no booleans
-    return found.assign_attrs(settings, sequences=sequences, seed=seed, margin=MARGIN, level=LEVEL)
+    if not heads:
+        return found.swap_dims(site="layer")
+    found = found.assign_coords(head=("site", [head for _, head in sites])).set_index(site=["layer", "head"])
+    return found.unstack("site").transpose("layer", "head", ...)
 
 
 def _answers(
-    model: HookedTransformer | FusedTransformer, pairs: MatchedPairs, sites: list[Site], letters_only: bool = False
+    subject: Subject, pairs: MatchedPairs, sites: list[Site], advance: Advance, letters_only: bool = False
 ) -> Int[Tensor, "batch site_and_none position"]:
     """Tokens answered after each transplant, and last without one."""
     task = pairs.base.task
     span = slice(task.first_letter, task.null) if letters_only else slice(None)
     parts = []
     for base, source in zip(pairs.base.tokens.split(_BATCH), pairs.source.tokens.split(_BATCH), strict=True):
-        runs = (*transplanted(Subject.of(model), base, source, sites), model(base))
-        parts.append(torch.stack([logits[..., span].argmax(-1) for logits in runs], dim=1))
+        answers = []
+        for logits in transplanted(subject, base, source, sites):
+            answers.append(logits[..., span].argmax(-1))
+            advance(len(base))
+        parts.append(torch.stack([*answers, subject(base)[..., span].argmax(-1)], dim=1))
     return torch.cat(parts) + (task.first_letter if letters_only else 0)
 
 

@@ -1,4 +1,4 @@
-"""The matchmaker: pairs of sequences that agree in what a position has of its own, and differ in what it looks up."""
+"""Pairs of sequences that agree in what a position has of its own, and differ in what it looks up."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class MatchedPairs:
         """
         if match not in MATCHES:
             raise HopInterpError(f"match is {match!r}; it is one of {', '.join(MATCHES)}")
-        generator = torch.Generator().manual_seed(seed)
+        hops, generator = task.hop_count(hops), torch.Generator().manual_seed(seed)
         base = task.sample(sequences, hops, generator=generator)
         if match == "occurrence":
-            letters, anchors = _shuffled(base.tokens[:, 1:] - task.first_letter, generator)
+            letters, anchors = _shuffled(base.letters, generator)
             return cls(base, task.from_letters(letters, hops), anchors)._to(device)
         source = task.sample(sequences, hops, generator=generator)
         same = base.tokens == source.tokens
@@ -55,16 +55,11 @@ class MatchedPairs:
 
     def stranger(self) -> Batch:
         """Another pair's source for each base: an unrelated one."""
-        tokens = self.source.tokens.roll(1, 0)
-        return self.source.task.from_letters(tokens[:, 1:] - self.source.task.first_letter, tokens[:, 0])
+        return self.source[torch.arange(len(self.source), device=self.matched.device).roll(1)]
 
     def _to(self, device: str | torch.device) -> MatchedPairs:
         # drawn on the CPU whatever the device: one seed, the same pairs
-        base, source = (
-            b.task.from_letters((b.tokens[:, 1:] - b.task.first_letter).to(device), b.hops.to(device))
-            for b in (self.base, self.source)
-        )
-        return MatchedPairs(base, source, self.matched.to(device))
+        return MatchedPairs(self.base.to(device), self.source.to(device), self.matched.to(device))
 
     @property
     def counted(self) -> Bool[Tensor, "batch position"]:

@@ -1,0 +1,381 @@
+"""What a verdict is: typed, printed, shown in a notebook, saved and loaded."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from hopinterp.errors import HopInterpError
+from hopinterp.evidence.reading.behaviour import SOLVED
+from hopinterp.judgement.readings import Control, Resolved
+from hopinterp.judgement.rules import Answer
+from hopinterp.task import HopTask
+from hopinterp.theory.hypotheses import claims, exact, named
+
+Row = tuple[str, tuple[str, ...]]
+"""A row of a table: its label, and a cell a column."""
+
+_JUDGEMENT = "judgement.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Growth:
+    """R(ℓ+1)/R(ℓ) before k is reached, by one kind of evidence; the interval spans every R that its uncertainty allows."""
+
+    layers: tuple[int, int]
+    by: str
+    ratio: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.by} {self.layers[0]}→{self.layers[1]}: {self.ratio:.2g} ({self.low:.2g} to {self.high:.2g})"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """In how many of the blocks where two kinds of evidence both speak they agree on R(ℓ)."""
+
+    agree: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How far a model gets, and how far the block before the last lets the last one get, as it runs at one k.
+
+    Attributes:
+        measured: the largest k such that every k from 1 up to it is solved; None where that was not measured.
+        held: R of the block before the last by what it holds; None where there is no such block.
+        stands_for: likewise by what it stands for; None also where that is not clear.
+    """
+
+    measured: int | None
+    held: int | None
+    stands_for: int | None
+
+    def to_json(self) -> dict[str, int | None]:
+        """`measured`, what doubling allows by what is held (`predicted`) and stood for (`predicted_transplant`), and what
+        every other hypothesis allows by what is held (`predicted_sequential`)."""
+        allowed = {f"predicted_{name}": _allowed(name, self.held) for name in claims() if name != "doubling"}
+        by_use = {"predicted_transplant": _allowed("doubling", self.stands_for)}
+        return {"measured": self.measured, "predicted": _allowed("doubling", self.held), **allowed, **by_use}
+
+    def __str__(self) -> str:
+        k, bar = self.measured, f"{SOLVED:.0%}"
+        reached = "not measured" if k is None else f"every k ≤ {k} at {bar}" if k else f"k = 1 is not solved at {bar}"
+        if self.held is None:
+            return f"Capacity: {reached}."
+        said = f"Capacity: {reached}; by what the block before the last holds, the last could reach {_reach(self.held)}"
+        return f"{said}." if self.stands_for is None else f"{said}; by what it stands for, {_reach(self.stands_for)}."
+
+
+def _reach(before: int) -> str:
+    return ", ".join(f"{_allowed(name, before)} ({name})" for name in claims())
+
+
+def _allowed(hypothesis: str, before: int | None) -> int | None:
+    return None if before is None else named(hypothesis).grows(before)[-1]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Verdict:
+    """What a model does at one k, and why we say so. Lists have an entry a block.
+
+    `print` it, let a notebook show it, `save` it; `load_verdict` reads it back.
+
+    Attributes:
+        model: its name; empty where nobody named it.
+        task: what it was asked.
+        version: of hopinterp, by which it was judged.
+        hops: k.
+        verdict: doubling, sequential (or another hypothesis), mixed, undetermined or none.
+        form: lookup or successor, where the evidence tells them apart.
+        reasons: sentences: which rule said so, and where.
+        error: err_k with `low` and `high`.
+        table: what each kind of evidence says of each block, in rows.
+        resolved: R(ℓ) by `probe` (the largest held hop), by `transplant` (what the output stands for; None where unclear)
+            and by `light_cone` (a pair: with find^j the next position needed, R is j, or j − 1 if the next block goes to the
+            position after the one that the pointer names; None where unclear).
+        attended: the j of find^j that some head attends to.
+        theory: R(ℓ) of each exact hypothesis.
+        growth: by each kind of evidence, over blocks strictly before k.
+        controls: what would have refuted the method, and whether it did not.
+        agreement: for each two kinds of evidence.
+        capacity: how far the model gets, and how far its insides let it.
+        settings: bars, seeds and numbers of sequences.
+        evidence: the datasets, by kind.
+
+    Raises:
+        HopInterpError: `verdict` or `form` names a hypothesis that there is not.
+    """
+
+    model: str
+    task: HopTask
+    version: str
+    hops: int
+    verdict: Answer
+    form: str | None
+    reasons: tuple[str, ...]
+    error: Mapping[str, float]
+    table: tuple[Row, ...]
+    resolved: Mapping[str, list[Resolved]]
+    attended: list[list[int]]
+    theory: Mapping[str, list[int]]
+    growth: tuple[Growth, ...]
+    controls: Mapping[str, Control]
+    agreement: Mapping[str, Agreement]
+    capacity: Capacity
+    settings: Mapping[str, Any]
+    evidence: Mapping[str, xr.Dataset] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.verdict not in ("mixed", "undetermined"):
+            named(self.verdict)
+        if self.form is not None:
+            named(self.form)
+
+    @property
+    def rows(self) -> list[Row]:
+        """What every view of a verdict shows: the evidence block by block, and below it each hypothesis."""
+        return [*self.table, *((f"theory: {name}", tuple(map(str, r))) for name, r in self.theory.items())]
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["", *(f"block {layer}" for layer in range(len(self.attended)))]
+
+    @property
+    def headline(self) -> str:
+        """The answer in one line: verdict, form, what the blocks resolve, and what theory says they should."""
+        form = f" ({self.form})" if self.form else ""
+        start = f"{self.model or 'the model'}, k = {self.hops}: {self.verdict}{form}."
+        if self.verdict == "none":
+            return f"{start} Its error is {100 * self.error['error']:.1f}%."
+        seen = f"{start} Blocks resolve {hops_text(self.resolved['transplant'])} hops"
+        told = self.form or self.verdict
+        if told in self.theory:
+            return f"{seen}; theory {hops_text(self.theory[told])}."
+        layers = range(len(self.attended))
+        theory = (
+            f"{name} {', '.join(_range_text(one.holds(layer, self.hops)) for layer in layers)}"
+            for name, one in claims().items()
+        )
+        return f"{seen}; theory: {'; '.join(theory)}."
+
+    @property
+    def reading(self) -> str:
+        """The reasons, the capacity, the growth, the controls, and last the headline: a line each."""
+        grown = f"Growth before k: {'; '.join(map(str, self.growth))}. {growth_in_theory()}" if self.growth else ""
+        return "\n".join(filter(None, [*self.reasons, str(self.capacity), grown, self._controls_text(), self.headline]))
+
+    def _controls_text(self) -> str:
+        outcomes = [control.passed for control in self.controls.values()]
+        failed = [name for name, control in self.controls.items() if control.passed is False]
+        if failed:
+            return f"Controls failed: {', '.join(failed)}."
+        if all(outcomes):
+            return f"All {len(outcomes)} controls passed."
+        return f"{outcomes.count(True)} controls passed; none failed."
+
+    def __str__(self) -> str:
+        return f"{_plain(self.columns, self.rows)}\n\n{self.reading}"
+
+    def __repr__(self) -> str:
+        return f"<Verdict: {self.headline}>"
+
+    def _repr_html_(self) -> str:
+        return _shown(self.columns, self.rows, self.reading)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the datasets, as JSON's own types; an undefined number is NaN."""
+        names = ("verdict", "form", "hops", "error", "resolved", "attended", "theory")
+        layers = range(len(self.attended))
+        looks = {name: [sorted(one.attends(layer, self.hops)) for layer in layers] for name, one in exact().items()}
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        values["growth"] = [asdict(step) | {"layers": list(step.layers)} for step in self.growth]
+        values["controls"] = {name: control.to_json() for name, control in self.controls.items()}
+        values["agreement"] = {pair: asdict(count) for pair, count in self.agreement.items()}
+        values |= {"capacity": self.capacity.to_json(), "theory_attended": looks, "reasons": list(self.reasons)}
+        values |= {"settings": dict(self.settings), "table": {label: list(cells) for label, cells in self.table}}
+        return values | {"model": self.model, "task": asdict(self.task), "version": self.version}
+
+    def save(self, directory: str | Path) -> None:
+        """Write a directory, whole or not at all: judgement.json, and a netCDF file for each kind of evidence.
+
+        Raises:
+            HopInterpError: it exists, or cannot be written.
+        """
+        target = Path(directory)
+        if target.exists():
+            raise HopInterpError(f"{target} exists; a verdict is saved to a directory of its own")
+        judgement = _nulled(asdict(replace(self, evidence={})))
+        text = json.dumps({"format": _FORMAT, **judgement, "evidence": list(self.evidence)}, indent=2, allow_nan=False)
+        temporary = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            (temporary / _JUDGEMENT).write_text(text + "\n", encoding="utf-8")
+            for kind, found in self.evidence.items():
+                found.to_netcdf(temporary / f"{kind}.nc")
+            temporary.chmod(0o755)
+            temporary.rename(target)
+        except OSError as error:
+            raise HopInterpError(f"cannot write {target} ({error.strerror}); nothing was written") from None
+        finally:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_verdict(directory: str | Path) -> Verdict:
+    """What `Verdict.save` wrote, evidence included: `judge(v.evidence, v.hops)` gives the same verdict.
+
+    Raises:
+        HopInterpError: no such directory, or one that holds no verdict.
+    """
+    source = Path(directory)
+    try:
+        given = json.loads((source / _JUDGEMENT).read_text(encoding="utf-8"))
+        if given.pop("format") != _FORMAT:
+            raise HopInterpError(f"{source}: the verdict was saved by another version")
+        evidence = {kind: xr.load_dataset(source / f"{kind}.nc") for kind in given.pop("evidence")}
+        return Verdict(**_typed(given), evidence=evidence)
+    except OSError as error:
+        raise HopInterpError(f"{source} holds no verdict ({error.strerror or error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HopInterpError(f"{source} holds no verdict ({type(error).__name__}: {error})") from None
+
+
+def _typed(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a verdict, its records made of what JSON kept of them."""
+    values = given | {"task": HopTask(**given["task"]), "reasons": tuple(given["reasons"])}
+    values["error"] = {name: _number(value) for name, value in given["error"].items()}
+    values["table"] = tuple((label, tuple(cells)) for label, cells in given["table"])
+    values["resolved"] = {
+        kind: [tuple(r) if isinstance(r, list) else r for r in by_block] for kind, by_block in given["resolved"].items()
+    }
+    values["growth"] = tuple(Growth(**step | {"layers": tuple(step["layers"])}) for step in given["growth"])
+    controls = given["controls"].items()
+    values["controls"] = {name: Control(**one | {"value": _number(one["value"])}) for name, one in controls}
+    values["agreement"] = {pair: Agreement(**count) for pair, count in given["agreement"].items()}
+    return values | {"capacity": Capacity(**given["capacity"])}
+
+
+def _nulled(value: Any) -> Any:
+    """JSON has no NaN: an undefined number is null."""
+    if isinstance(value, dict):
+        return {key: _nulled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nulled(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Survey:
+    """The verdict at every k, and whether the insides predict the outside.
+
+    Attributes:
+        model: its name.
+        verdicts: by k.
+        unmeasured: k → why no verdict could be had (too few positions count, say).
+        capacity: as in Verdict, with R the largest over the k at which the model does not fail; over all, if it fails at
+            each.
+    """
+
+    model: str
+    verdicts: Mapping[int, Verdict]
+    unmeasured: Mapping[int, str]
+    capacity: Capacity
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row a k: error, verdict, form, what the blocks stand for, what they hold."""
+        return [(str(k), self._cells(one)) for k, one in self.verdicts.items()]
+
+    @staticmethod
+    def _cells(one: Verdict) -> tuple[str, ...]:
+        seen = (hops_text(one.resolved[kind]) for kind in ("transplant", "probe"))
+        return (f"{100 * one.error['error']:.2f}", one.verdict, one.form or "", *seen)
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["k", "error %", "verdict", "form", "stands for", "holds at most"]
+
+    @property
+    def reading(self) -> str:
+        """How many k got which verdict, and the capacity."""
+        by_verdict: dict[str, list[int]] = {}
+        for k, one in self.verdicts.items():
+            by_verdict.setdefault(one.verdict + (f" ({one.form})" if one.form else ""), []).append(k)
+        parts = "; ".join(f"{verdict} at k = {', '.join(map(str, ks))}" for verdict, ks in by_verdict.items())
+        unmeasured = [f"k = {k}: no verdict ({why})." for k, why in self.unmeasured.items()]
+        return "\n".join([*unmeasured, str(self.capacity), f"{self.model or 'the model'}: {parts}."])
+
+    def __str__(self) -> str:
+        return f"{_plain(self.columns, self.rows)}\n\n{self.reading}"
+
+    def __repr__(self) -> str:
+        return f"<Survey: {self.reading.splitlines()[-1]}>"
+
+    def _repr_html_(self) -> str:
+        return _shown(self.columns, self.rows, self.reading)
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict at every k, and the capacity."""
+        verdicts = {str(k): one.to_json() for k, one in self.verdicts.items()}
+        unmeasured = {str(k): why for k, why in self.unmeasured.items()}
+        return {"verdicts": verdicts, "unmeasured": unmeasured, "capacity": self.capacity.to_json()}
+
+
+# -- words ---------------------------------------------------------------------------------------------------------------
+
+
+def hops_text(values: Iterable[Resolved]) -> str:
+    """R(ℓ) block by block; "?" where the evidence does not single one out."""
+    return ", ".join("?" if r is None else str(r) for r in values)
+
+
+def growth_in_theory() -> str:
+    """Between which ratios each hypothesis grows."""
+    said = ("{} {:g} to {:g}".format(name, *one.ratios()) for name, one in claims().items())
+    return f"In theory: {', '.join(said)}."
+
+
+def _range_text(r: range) -> str:
+    return str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}"
+
+
+def _plain(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    """A table in characters, its first column on the left and all others on the right."""
+    lines = [tuple(columns), *((label, *cells) for label, cells in rows)]
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    padded = ([label.ljust(first), *map(str.rjust, cells, others)] for label, *cells in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def _shown(columns: Sequence[str], rows: Sequence[Row], reading: str) -> str:
+    """A table and its reading as HTML, the last line, the answer, on top."""
+    *lines, answer = map(html.escape, reading.splitlines())
+
+    def row(cells: Iterable[str], tag: str) -> str:
+        first, *others = map(html.escape, cells)
+        return f"<tr><th style='text-align: left'>{first}</th>{''.join(f'<{tag}>{cell}</{tag}>' for cell in others)}</tr>"
+
+    body = "".join(row((label, *cells), "td") for label, cells in rows)
+    table = f"<table><thead>{row(columns, 'th')}</thead><tbody>{body}</tbody></table>"
+    return f"<div><p><strong>{answer}</strong></p>{table}<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul></div>"

@@ -1,0 +1,91 @@
+"""The report's figures of each kind of evidence, each with what it shows and how to read it, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from hopinterp.views import graph, plots, tables
+
+_METRIC = "probability"
+
+Evidence = Mapping[str, xr.Dataset]
+"""Datasets by kind."""
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure of the report.
+
+    Attributes:
+        shows: what it shows, in words: for who cannot see it, and in bold below it.
+        caption: how to read it.
+    """
+
+    title: str
+    figure: Figure
+    shows: str
+    caption: str
+
+
+def transplant_plates(found: Evidence, hops: int) -> Iterator[Plate]:
+    """What each block's output stands for."""
+    del hops
+    caption = "How often the answer, once a block's output at i is another sequence's, is what \"r hops done\" predicts."
+    caption += " Ringed: what the block stands for."
+    swaps = found["transplant"]
+    shows = _last_line(tables.transplant_reading(swaps))
+    yield Plate("What each block's output stands for", plots.iia_by_r(swaps), shows, caption)
+
+
+def probe_plates(found: Evidence, hops: int) -> Iterator[Plate]:
+    """What can be read off each block."""
+    del hops
+    caption = "Held-out accuracy of linear probes for the letter of every hop. Boxed: held, well above every cheaper"
+    caption += " explanation. Lines: R(ℓ) of each hypothesis."
+    shows = _last_line(tables.probe_reading(found["probe"]))
+    yield Plate("What can be read off each block", plots.probe_staircase(found["probe"]), shows, caption)
+
+
+def patch_plates(found: Evidence, hops: int) -> Iterator[Plate]:
+    """What the answer still needs."""
+    del hops
+    cone = found["patch"]
+    caption = "How much the answer at i suffers when a block's output on the chain is another sequence's. Boxed: it"
+    caption += f" matters, the interval lies above {cone.attrs['bar']:.2f}."
+    shows = _last_line(tables.patch_reading(cone, _METRIC))
+    yield Plate("The light cone: what the answer still needs", plots.light_cone(cone, _METRIC), shows, caption)
+
+
+def attention_plates(found: Evidence, hops: int) -> Iterator[Plate]:
+    """Which head moves which hop, with what other evidence says of the blocks; and every head's alignment."""
+    attention = found["attention"]
+    shows, least = tables.attention_reading(attention.sel(hops=hops)), float(attention.attrs["attended"])
+    circuit = graph.circuit_graph(
+        attention,
+        hops,
+        cone=found.get("patch"),
+        probes=found.get("probe"),
+        transplants=found.get("transplant"),
+        least=least,
+    )
+    caption = "A box is a head (block.head), its column the hop that it brings to i: where its cosine with find^j is at"
+    caption += f" least {least:g}. A dot: the answer at i hangs on the block's output there. Below, the constructed models."
+    yield Plate("Which head moves which hop", circuit, shows, caption)
+    caption = "Mean cosine of each head's pattern with the 0/1 matrix of find^j (the paper's Figures 12 and 13, layers"
+    caption += " counted from 0)."
+    yield Plate("Attention and find^j", plots.alignment_heatmap(attention, hops), shows, caption)
+
+
+def error_plate(behaviour: xr.Dataset, name: str) -> Plate:
+    """err_k of every k that was measured."""
+    caption = "err_k, the share of answered positions whose answer is wrong (the paper's Figure 2, one depth)."
+    return Plate("err_k", plots.error_curve(behaviour), tables.errors_reading(behaviour, name), caption)
+
+
+def _last_line(reading: str) -> str:
+    """What was found, without what explains the terminal's table."""
+    return reading.splitlines()[-1].partition(" In brackets")[0]
