@@ -185,7 +185,7 @@ class _Sweep:
         )  # a patch that changes nothing is none
         if self.up:
             differs[-1, :, :-1] = False  # nothing moves between positions any more
-        logits = base.run.logits[0, -1].expand(*shape, -1).clone()
+        logits = base.model.unembed(base.resid[-1][-1]).expand(*shape, -1).clone()
         within = (positions < n).nonzero()[:, 0]
         felt = differs[:, :, positions[within]].nonzero()
         layer, unit, column = felt[:, 0], felt[:, 1], within[felt[:, 2]]

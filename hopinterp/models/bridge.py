@@ -59,6 +59,8 @@ def parameters_of(model: Any) -> dict[str, Tensor]:
     """A bridge's parameters under HookedTransformer's names; without layer norm weights where compatibility mode
     folded them into what follows."""
     found = dict(model.tl_parameters())
+    if model.cfg.attn_only:  # it makes up zeros for the MLPs
+        found = {name: tensor for name, tensor in found.items() if ".mlp." not in name}
     norms = {name: tensor for name, tensor in found.items() if ".ln" in f".{name}"}
     if model.compatibility_mode and all(bool((p == (name[-1] == "w")).all()) for name, p in norms.items()):
         found = {name: tensor for name, tensor in found.items() if name not in norms}

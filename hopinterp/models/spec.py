@@ -283,7 +283,7 @@ def _scales(config: Any) -> bool:
     scale = config.attn_scale if config.use_attn_scale else 1.0
     if scale <= 0 or math.isclose(scale, math.sqrt(config.d_head)):  # a bridge's -1 stands for sqrt(d_head)
         return bool(config.use_attn_scale)
-    if not math.isclose(scale, 1.0):
+    if not math.isclose(scale, _UNSCALED, rel_tol=1e-8):
         raise HopInterpError(f"the model's attn_scale is {scale}; a ModelSpec stands for sqrt(d_head)")
     return False
 

@@ -18,7 +18,7 @@ def cone(found, layer, where):
     """The chain positions that matter; and that no others are left in doubt."""
     one = found.sel(metric="probability", layer=layer, where=where)
     assert (one.matters | (one.high < found.attrs["bar"])).all(), one.effect.values
-    return {int(j) for j in one.chain.values[one.matters.values]}
+    return {int(j) for j in one.hop.values[one.matters.values]}
 
 
 @pytest.mark.parametrize(("algorithm", "hops"), BUILT)

@@ -122,7 +122,7 @@ def test_a_wrong_table_is_no_model(module, names, words):
 
 def test_tensors_that_a_table_leaves_out_are_named(module):
     short = {name: entry for name, entry in RUSTIC.names.items() if name != "unembed.b_U"}
-    with pytest.raises(HopInterpError, match="1 tensors that are not Rustic's, the first is 'read.bias'"):
+    with pytest.raises(HopInterpError, match=r"1 tensors that are not Rustic's, the first is 'read\.bias'"):
         architectures.convert(replace(RUSTIC, names=short), module.state_dict(), {"n_heads": 3})
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 import xarray as xr
@@ -77,7 +77,8 @@ def path_patch(
     for dim, heads in (("sender", froms), ("receiver", tos)):
         layers, numbers = zip(*heads, strict=True)
         found = found.assign_coords({f"{dim}_layer": (dim, list(layers)), f"{dim}_head": (dim, list(numbers))})
-        found = found.set_index({dim: [f"{dim}_layer", f"{dim}_head"]}).unstack(dim)
+        both: dict[Any, list[Hashable]] = {dim: [f"{dim}_layer", f"{dim}_head"]}
+        found = found.set_index(both).unstack(dim)
     found = found.transpose("metric", "sender_layer", "sender_head", ...)
     return runs.described(runs.normalised(found), seed, into=into)
 

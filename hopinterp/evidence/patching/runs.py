@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 import xarray as xr
@@ -58,7 +58,7 @@ class PairedRuns:
         by: By = "all",
         direction: Direction | None = None,
         **given: Unpack[PairSettings],
-    ) -> Self:
+    ) -> PairedRuns:
         """The runs of a model on the pairs that are asked for; noising along the chain by default, denoising otherwise."""
         subject = Subject.of(model, task)
         pairs = choose_pairs(task, hops, seed, **given, lined_up=by == "position").to(subject.device)

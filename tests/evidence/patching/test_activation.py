@@ -13,8 +13,9 @@ from hopinterp import FusedTransformer, HopInterpError, HopTask, ModelSpec
 from hopinterp.evidence.patching.activation import patch
 from hopinterp.evidence.patching.effects import measure
 from hopinterp.evidence.patching.pairs import Pairs, draw_pairs
-from hopinterp.evidence.patching.runs import Exchange, patched_by_hooks
-from hopinterp.models.hooks import Overwrite, intervening
+from hopinterp.evidence.patching.runs import PairedRuns
+from hopinterp.models.hooks import SITES, Overwrite
+from hopinterp.models.subject import Subject
 
 THEIRS = {
     "resid_pre": theirs.get_act_patch_resid_pre,
@@ -68,11 +69,11 @@ def short_pairs(short_task):
 
 @pytest.mark.parametrize("site", THEIRS)
 def test_equals_transformer_lens_on_a_small_model(small_hooked, small_task, small_pairs, site):
-    exchange = Exchange(small_hooked, small_pairs, "denoising")
+    runs = PairedRuns(Subject.of(small_hooked), small_pairs, "denoising")
     n = small_task.n_positions
-    logits = patched_by_hooks(exchange, site, torch.arange(n).expand(len(small_pairs), n))
+    logits = runs.patched(SITES[site], torch.arange(n).expand(len(small_pairs), n))
     values = measure(logits, small_pairs.right, small_pairs.wrong)[0].mean(-1)
-    corrupt, clean = exchange.scale.run[0].mean(), exchange.scale.source[0].mean()
+    corrupt, clean = runs.scale.run[0].mean(), runs.scale.source[0].mean()
     ours = ((values - corrupt) / (clean - corrupt)).numpy()
     expected = normalised_by_theirs(small_hooked, small_pairs, site)
     np.testing.assert_allclose(ours if ours.shape[1] > 1 else ours[:, 0], expected, atol=1e-5)
@@ -99,7 +100,7 @@ def test_chain_places_are_places_of_the_position_picture(depth3, short_task, sit
         chain = patch(depth3, short_task, 2, by="chain", by_hooks=by_hooks, **settings)
         for j in range(3):
             for where, place in (("at", pairs.chain[0, j]), ("before", pairs.chain[0, j] - 1)):
-                cell = chain.sel(chain=j, where=where)
+                cell = chain.sel(hop=j, where=where)
                 if int(cell.pairs):
                     there = everywhere.effect.sel(position=int(place))
                     np.testing.assert_allclose(cell.effect, there, atol=1e-5)
@@ -131,20 +132,19 @@ def test_everything_patched_is_exactly_the_other_run(depth3, short_task, short_p
 
 def test_the_chain_picture_names_its_control_and_counts_its_pairs(depth3, short_task):
     found = patch(depth3, short_task, 2, by="chain", sequences=30, seed=1)
-    assert found.attrs | {"weights": ""} == {
+    assert found.attrs == {
+        "model": "", "n_letters": 24, "alphabet_size": 4, "max_hops": 16, "version": found.attrs["version"], "seed": 1,
         "hops": 2, "site": "resid_post", "by": "chain", "direction": "noising", "pairs": "resample", "sequences": 30,
-        "redrawn": found.attrs["redrawn"], "seed": 1, "level": 0.95, "bar": 0.375, "weights": "",
+        "redrawn": found.attrs["redrawn"], "level": 0.95, "bar": 0.375,
+        "weights": "layer norm with its weights; W_U not centred; writing weights not centred; b_V not zero",
     }  # fmt: skip
-    assert (
-        found.attrs["weights"] == "layer norm with its weights; W_U not centred; writing weights not centred; b_V not zero"
-    )
-    assert found.effect.dims == ("metric", "layer", "chain", "where")
-    assert int(found.pairs.sel(chain=0, where="at")) == 30
-    assert int(found.pairs.sel(chain=1, where="at")) == int(found.pairs.sel(chain=0, where="before")) < 30
+    assert found.effect.dims == ("metric", "layer", "hop", "where")
+    assert int(found.pairs.sel(hop=0, where="at")) == 30
+    assert int(found.pairs.sel(hop=1, where="at")) == int(found.pairs.sel(hop=0, where="before")) < 30
     seen = found.sel(metric="probability")
     # the last block's output at i is the answer, and nothing else is; it needed the chain in block 0
-    assert float(seen.effect.sel(layer=2, chain=0, where="at")) == pytest.approx(1, abs=1e-3)
-    assert (seen.effect.sel(layer=2, chain=[1, 2]) == 0).all()
+    assert float(seen.effect.sel(layer=2, hop=0, where="at")) == pytest.approx(1, abs=1e-3)
+    assert (seen.effect.sel(layer=2, hop=[1, 2]) == 0).all()
     assert (seen.effect.sel(layer=0, where="at") > 0.4).all()
     assert (seen.off_chain < 0.25).all()
     assert seen.matters.sel(layer=0, where="at").all()
@@ -208,28 +208,31 @@ def test_a_patch_that_does_nothing_is_an_error_and_hooks_come_off(small_hooked, 
     same = Overwrite(index, cache["blocks.1.hook_resid_pre"][index])
     with (
         pytest.raises(RuntimeError, match=r"5 of 5 places at blocks\.1\.hook_resid_pre changed nothing"),
-        intervening(small_hooked, [("blocks.1.hook_resid_pre", same)]),
+        Subject.of(small_hooked).hooks([("blocks.1.hook_resid_pre", same)]) as run,
     ):
-        small_hooked(tokens)
+        run(tokens)
     assert not any(point.fwd_hooks for point in small_hooked.hook_dict.values())
     with (
         pytest.raises(RuntimeError, match=r"blocks\.0\.hook_q_input never fired"),
-        intervening(small_hooked, [("blocks.0.hook_q_input", same)]),
+        Subject.of(small_hooked).hooks([("blocks.0.hook_q_input", same)]) as run,
     ):
-        small_hooked(tokens)
+        run(tokens)
     assert not any(point.fwd_hooks for point in small_hooked.hook_dict.values())
 
 
 def test_memory_and_report(small_hooked, small_task, small_pairs):
-    seen: list[tuple[int, int]] = []
+    seen = []
     settings = {"site": "q", "pairs": small_pairs}
     whole = patch(small_hooked, small_task, 2, **settings)
-    parts = patch(small_hooked, small_task, 2, memory=1, report=lambda *now: seen.append(now), **settings)
+    parts = patch(small_hooked, small_task, 2, memory=1, report=seen.append, **settings)
     np.testing.assert_allclose(whole.effect, parts.effect, atol=1e-6)
-    runs = 2 * 2 * 21 * 5
-    assert seen[-1] == (runs, runs)
+    done = [now.done for now in seen]
+    assert (seen[-1].done, seen[-1].total) == (2 * 2 * 21 * 5,) * 2
     assert len(seen) > 100  # a run at a time
-    assert seen == sorted(seen)
+    assert done == sorted(done)
+    swept = []
+    patch(small_hooked, small_task, 2, pairs=small_pairs, report=swept.append)
+    assert (swept[-1].what, swept[-1].done, swept[-1].total) == ("patching", 5, 5)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +242,8 @@ def test_memory_and_report(small_hooked, small_task, small_pairs):
         ({"by": "layer"}, "position, chain or all"),
         ({"direction": "up"}, "noising or denoising"),
         ({"hops": 3}, "the given pairs ask for 2"),
+        ({"hops": 2.0}, "hops is 2.0; it is one whole number"),
+        ({"hops": True}, "hops is True"),
     ],
 )
 def test_bad_requests(small_model, small_task, small_pairs, settings, message):
@@ -255,12 +260,18 @@ def test_blocks_without_mlp_lack_two_sites(small_model, small_task, small_pairs,
             patch(model, small_task, 2, site=site, pairs=small_pairs)
 
 
-def test_results_can_be_kept(small_model, small_task, tmp_path):
-    found = patch(small_model, small_task, 2, by="chain", sequences=20)
+@pytest.mark.parametrize("settings", [{"by": "chain"}, {"site": "z"}, {"site": "pattern", "by": "all"}])
+def test_results_can_be_kept(small_model, small_task, tmp_path, settings):
+    found = patch(small_model, small_task, np.int64(2), pairs="one-link", sequences=20, **settings)
     found.to_netcdf(tmp_path / "found.nc")
-    again = xr.load_dataset(tmp_path / "found.nc")
-    xr.testing.assert_allclose(again, found)
-    assert again.attrs["weights"] == found.attrs["weights"]
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "found.nc"), found)
+    assert all("long_name" in variable.attrs for variable in found.variables.values())
+    assert found.attrs["link"] == "drawn"
+
+
+def test_an_unknown_setting_is_no_setting(small_model, small_task):
+    with pytest.raises(TypeError, match="lnk"):
+        patch(small_model, small_task, 2, lnk=1)
 
 
 def test_public_names():

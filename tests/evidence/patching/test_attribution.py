@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from hopinterp import FusedTransformer, HopInterpError, HopTask, ModelSpec
 from hopinterp.evidence.patching.attribution import attribution_patch, direct_logit_attribution
 from hopinterp.evidence.patching.pairs import draw_pairs
-from hopinterp.models.hooks import weights_note
+from hopinterp.models.subject import Subject
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,12 @@ def read(logits, pairs):
     return here[rows, pairs.right] - here[rows, pairs.wrong]
 
 
+def shares(found, end=""):
+    """All contributions in one row: heads, MLPs, the rest."""
+    names = [name + end for name in ("heads", "mlp", "other") if name in found]
+    return np.concatenate([found[name].values.ravel() for name in names])
+
+
 def test_contributions_sum_to_the_logit_difference(small_model, linear, depth3, small_task, pairs):
     for model, task, given in (
         (small_model, small_task, pairs),
@@ -42,10 +49,11 @@ def test_contributions_sum_to_the_logit_difference(small_model, linear, depth3, 
         found = direct_logit_attribution(model, task, 2, pairs=given)
         direct = read(model(given.clean.tokens), given).mean()
         assert float(found.logit_difference) == pytest.approx(float(direct), abs=1e-5)
-        assert float(found.contribution.sum()) == pytest.approx(float(direct), abs=2e-5)
-        assert (found.low <= found.contribution).all()
-        assert (found.contribution <= found.high).all()
-        assert float(abs(found.contribution).max()) > 0.05
+        assert float(shares(found).sum()) == pytest.approx(float(direct), abs=2e-5)
+        assert (shares(found, "_low") <= shares(found)).all()
+        assert (shares(found) <= shares(found, "_high")).all()
+        assert float(abs(shares(found)).max()) > 0.05
+        assert ("mlp" in found) != model.spec.attn_only
 
 
 def test_contributions_are_transformer_lenss_on_folded_weights(small_model, small_task, pairs):
@@ -59,24 +67,32 @@ def test_contributions_are_transformer_lenss_on_folded_weights(small_model, smal
     hooked.process_weights_(fold_ln=True, center_writing_weights=False, center_unembed=False)
     _, cache = hooked.run_with_cache(pairs.clean.tokens)
     stack, labels = cache.get_full_resid_decomposition(expand_neurons=False, apply_ln=False, return_labels=True)
-    shares = cache.logit_attrs(stack, tokens=pairs.right[:, None], incorrect_tokens=pairs.wrong[:, None])
-    expected = shares[:, torch.arange(40), pairs.position].mean(1).detach()
-    assert ours.component.values.tolist() == [*labels, "unembed"]
-    np.testing.assert_allclose(ours.contribution[:-1], expected, atol=1e-5)
+    theirs = cache.logit_attrs(stack, tokens=pairs.right[:, None], incorrect_tokens=pairs.wrong[:, None])
+    expected = theirs[:, torch.arange(40), pairs.position].mean(1).detach()
+    theirs = dict(zip(labels, expected.tolist(), strict=True))
+    for layer in range(2):
+        assert float(ours.mlp.sel(layer=layer)) == pytest.approx(theirs.pop(f"{layer}_mlp_out"), abs=1e-5)
+        for head in range(2):
+            assert float(ours.heads.sel(layer=layer, head=head)) == pytest.approx(theirs.pop(f"L{layer}H{head}"), abs=1e-5)
+    assert set(theirs) | {"unembed"} == set(ours.component.values)
+    for name, share in theirs.items():
+        assert float(ours.other.sel(component=name)) == pytest.approx(share, abs=1e-5)
     again = direct_logit_attribution(hooked, small_task, 2, pairs=pairs)
-    np.testing.assert_allclose(again.contribution, ours.contribution, atol=1e-5)
+    np.testing.assert_allclose(shares(again), shares(ours), atol=1e-5)
 
 
 def test_what_was_done_to_the_weights_is_recorded(small_model):
     hooked = small_model.spec.build(small_model.parameters)
-    assert weights_note(hooked) == weights_note(small_model)
-    assert weights_note(hooked).startswith("layer norm with its weights; W_U not centred; writing weights not centred; b_V")
+    assert Subject.of(hooked).processing == Subject.of(small_model).processing
+    assert Subject.of(hooked).processing.startswith(
+        "layer norm with its weights; W_U not centred; writing weights not centred; b_V"
+    )
     with torch.no_grad():
         hooked.blocks[0].attn.b_V.fill_(1.0)
-    assert weights_note(hooked).endswith("b_V not zero")
+    assert Subject.of(hooked).processing.endswith("b_V not zero")
     hooked.process_weights_()
     expected = "layer norm weights folded in; W_U centred; writing weights centred; b_V zero (folded into b_O, or none)"
-    assert weights_note(hooked) == expected
+    assert Subject.of(hooked).processing == expected
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "z", "q", "k", "v", "pattern", "mlp_out"])
@@ -117,7 +133,7 @@ def test_estimates_are_exact_where_the_model_is_linear(linear, small_task):
 def test_correlation_is_pearsons_over_all_cells(depth3):
     task = HopTask(n_letters=24)
     found = attribution_patch(depth3, task, 2, site="z", by="chain", sequences=30)
-    assert found.estimate.dims == found.effect.dims == ("metric", "layer", "head", "chain", "where")
+    assert found.estimate.dims == found.effect.dims == ("metric", "layer", "head", "hop", "where")
     for metric in ("logit_difference", "probability"):
         one = found.sel(metric=metric)
         expected = np.corrcoef(one.estimate.values.ravel(), one.effect.values.ravel())[0, 1]
@@ -136,8 +152,31 @@ def test_frozen_parameters_do_not_matter(small_model, small_task, pairs):
     assert not any(point.fwd_hooks for point in hooked.hook_dict.values())
 
 
-def test_a_norm_that_cannot_be_frozen_is_named(small_model, small_task, pairs):
+def test_models_without_weights_are_named(small_model, small_task, pairs):
     hooked = small_model.spec.build(small_model.parameters)
-    hooked.cfg.normalization_type = "RMS"
-    with pytest.raises(HopInterpError, match="RMS"):
+    hooked.add_hook("blocks.0.hook_attn_out", lambda x, hook: 0 * x)  # noqa: ARG005
+    with pytest.raises(HopInterpError, match="direct logit attribution needs the model's weights"):
         direct_logit_attribution(hooked, small_task, 2, pairs=pairs)
+    hooked.reset_hooks()
+    hooked.cfg.normalization_type = "RMS"
+    with pytest.raises(HopInterpError, match="direct logit attribution needs the model's weights"):
+        direct_logit_attribution(hooked, small_task, 2, pairs=pairs)
+
+
+def test_progress_reaches_its_end(small_model, small_task, pairs):
+    seen = []
+    attribution_patch(small_model, small_task, 2, pairs=pairs, report=seen.append)
+    ends = {now.what: (now.done, now.total) for now in seen}
+    assert ends == {"gradients": (40, 40), "patching": (40, 40)}
+
+
+@pytest.mark.parametrize("settings", [{"by": "chain"}, {"exact": False, "site": "resid_mid"}])
+def test_results_can_be_kept(small_model, small_task, pairs, tmp_path, settings):
+    estimates = attribution_patch(small_model, small_task, 2, pairs=pairs, **settings)
+    direct = direct_logit_attribution(small_model, small_task, 2, pairs="one-link", link=2, sequences=5)
+    for found in (estimates, direct):
+        found.to_netcdf(tmp_path / "found.nc")
+        xr.testing.assert_identical(xr.load_dataset(tmp_path / "found.nc"), found)
+        assert all("long_name" in variable.attrs for variable in found.variables.values())
+        assert found.attrs["weights"] == Subject.of(small_model).processing
+        (tmp_path / "found.nc").unlink()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hopinterp import HopInterpError, HopTask
-from hopinterp.evidence.patching.pairs import Pairs, draw_pairs
+from hopinterp.evidence.patching.pairs import Pairs, choose_pairs, draw_pairs
 
 
 def find(letters, i):
@@ -108,3 +108,24 @@ def test_pairs_of_your_own_are_checked():
         Pairs(clean, task.from_letters("abdabd", 2), torch.tensor([5]))
     with pytest.raises(HopInterpError, match="one shape"):
         Pairs(clean, task.from_letters("abdab", 1), torch.tensor([5]))
+
+
+def test_settings_choose_the_pairs(task):
+    drawn = choose_pairs(task, 4, 7, pairs="one-link", link=2, sequences=3)
+    again = draw_pairs(task, 4, 3, kind="one-link", link=2, seed=7)
+    assert torch.equal(drawn.clean.tokens, again.clean.tokens)
+    assert torch.equal(drawn.corrupt.tokens, again.corrupt.tokens)
+    assert drawn.settings == {"hops": 4, "pairs": "one-link", "sequences": 3, "redrawn": drawn.redrawn, "link": 2}
+    assert choose_pairs(task, 4, 0, pairs=drawn) is drawn
+    assert choose_pairs(task, 4, 0, sequences=2, lined_up=True).position.tolist() == [98, 98]
+    assert choose_pairs(task, 4, 0, sequences=2, position=90, lined_up=True).position.tolist() == [90, 90]
+
+
+def test_pairs_move_as_a_whole(task):
+    pairs = draw_pairs(task, 4, 3, kind="one-link", seed=7)
+    moved = pairs.to("cpu")
+    for name in ("clean", "corrupt"):
+        assert torch.equal(getattr(moved, name).labels, getattr(pairs, name).labels)
+    assert torch.equal(moved.position, pairs.position)
+    assert torch.equal(moved.link, pairs.link)
+    assert (moved.kind, moved.redrawn) == ("one-link", pairs.redrawn)

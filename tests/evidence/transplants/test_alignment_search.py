@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import hopinterp as hi
 from hopinterp import HopInterpError
@@ -62,7 +63,7 @@ def test_gradients_leave_the_model_alone(made):
 
 def test_bad_questions_are_named(made):
     model, task = made.fused, made.program.task
-    with pytest.raises(HopInterpError, match="layer is 9; it must be 0 to 3"):
+    with pytest.raises(HopInterpError, match="layer is 9; this model has 0 to 3"):
         transplant_subspaces(model, task, 4, 9, 2)
     with pytest.raises(HopInterpError, match="hop is 5; it must be 0 to 4"):
         transplant_subspaces(model, task, 4, 2, 5)
@@ -72,5 +73,16 @@ def test_bad_questions_are_named(made):
         transplant_subspaces(model, task, 4, 2, 2, dimensions=[99])
     hooked = model.spec.build(model.parameters)
     hooked.add_hook("blocks.1.hook_resid_post", lambda value, hook: value)  # noqa: ARG005
-    with pytest.raises(HopInterpError, match="hooks or unusual features"):
+    with pytest.raises(HopInterpError, match="a search for subspaces needs the model's weights"):
         transplant_subspaces(hooked, task, 4, 2, 2)
+
+
+def test_results_can_be_kept_and_progress_reaches_its_end(made, tmp_path):
+    seen = []
+    settings = {"steps": 2, "train_sequences": 20, "sequences": 20, "report": seen.append}
+    found = transplant_subspaces(made.fused, made.program.task, np.int64(4), 2, 2, "pointer", [1, 2], **settings)
+    assert [(now.what, now.done, now.total) for now in seen] == [("searching subspaces", n, 8) for n in range(1, 9)]
+    found.to_netcdf(tmp_path / "found.nc")
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "found.nc"), found)
+    assert all("long_name" in variable.attrs for variable in found.variables.values())
+    assert (found.attrs["hops"], found.attrs["layer"], found.attrs["hop"], found.attrs["steps"]) == (4, 2, 2, 2)

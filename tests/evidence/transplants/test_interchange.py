@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import hopinterp as hi
 from hopinterp import HopInterpError
-from hopinterp.evidence.transplants.interchange import predicted
 from hopinterp.evidence.transplants.pairs import MATCHES, MatchedPairs
 
 
@@ -16,56 +16,6 @@ def random_model(task, seed, n_layers=3, scale=10, **sizes):
     spec = hi.ModelSpec.for_task(task, n_layers, **{"d_model": 32, "n_heads": 2, **sizes})
     parameters = spec.initial_parameters(seed)
     return hi.FusedTransformer(spec, {name: p * (scale if "W_" in name else 1) for name, p in parameters.items()})
-
-
-def chain(letters, hops, i):
-    """find^hops(i) by the definition; letters[0] is no letter."""
-    for _ in range(hops):
-        i = max([0] + [j for j in range(2, i + 1) if letters[j - 1] == letters[i]]) if i else 0
-    return i
-
-
-def behind_the_same_occurrence(base, source, q, i):
-    """Where the next hop leads if q's letter and its occurrence number were carried: behind the occurrence before."""
-    places = [p for p in range(1, len(base)) if base[p] == source[q]]
-    number = source[1 : q + 1].count(source[q])
-    link = places[number - 2] + 1 if 2 <= number <= len(places) + 1 else 0
-    return link if link < i else 0
-
-
-def test_predictions_are_the_definition_s(small_task):
-    k, pairs = 3, MatchedPairs.draw(small_task, 3, 6, "nothing", seed=4)
-    base, source = ([[None, *row] for row in x.hop_letters[:, 0, 1:].tolist()] for x in (pairs.base, pairs.source))
-    found, seen = predicted(pairs.base, pairs.source, k), [0, 0, 0]
-    for n in range(6):
-        for r in range(k + 1):
-            for i in range(1, 21):
-                q = chain(source[n], r, i)
-                end = chain(base[n], k - r, q)
-                pointer = base[n][end] if end else -1
-                other = list(base[n])
-                if q:
-                    other[q] = source[n][q]
-                impossible = q > 1 and other[q - 1] == other[q] and r < k
-                end = 0 if impossible else chain(other, k - r, q)
-                content = other[end] if end else -1
-                end = chain(base[n], k - r - 1, behind_the_same_occurrence(base[n], source[n], q, i)) if q and r < k else 0
-                occurrence = base[n][end] if end else (source[n][q] if q and r == k else -1)
-                assert found[n, :, r, i].tolist() == [pointer, content, occurrence]
-                seen = [count + (letter >= 0) for count, letter in zip(seen, (pointer, content, occurrence), strict=True)]
-    assert min(seen) > 100
-
-
-def test_next_agrees_keeps_what_the_source_says_too(small_task):
-    k, pairs = 3, MatchedPairs.draw(small_task, 3, 40, "nothing", seed=4)
-    every, kept = (predicted(pairs.base, pairs.source, k, agrees) for agrees in (False, True))
-    assert (kept[:, :, 2] == -1).all()  # the same as r = 3
-    assert torch.equal(kept[:, :, 3], every[:, :, 3])
-    for r in (0, 1):
-        onward = predicted(pairs.base.with_hops(r + 1), pairs.source.with_hops(r + 1), r + 1)[:, :, r]
-        agrees = onward == pairs.source.hop_letters[:, r + 1][:, None]
-        assert torch.equal(kept[:, :, r], every[:, :, r].where(agrees, -1))
-        assert 50 < (kept[:, 1, r] >= 0).sum() < (every[:, 1, r] >= 0).sum() / 2
 
 
 def occurrences(batch):
@@ -171,9 +121,21 @@ def test_bad_questions_are_named(small_model, small_task):
         hi.transplant(small_model, short, hops=4)
 
 
-def test_results_go_to_netcdf(small_model, small_task, tmp_path):
-    import xarray as xr
+def test_one_layer_may_be_a_number_and_progress_reaches_its_end(small_model, small_task):
+    seen = []
+    found = hi.transplant(small_model, small_task, np.int64(2), 1, heads=True, sequences=60, report=seen.append)
+    assert dict(found.iia.sizes) == {"layer": 1, "head": 2, "family": 3, "hop": 3}
+    assert {now.what for now in seen} == {"transplanting"}
+    assert [now.done for now in seen] == [50, 100, 110, 120, 170, 220, 230, 240]  # heads, in the model and the untrained one
+    assert seen[-1].total == 240
 
-    found = hi.transplant(small_model, small_task, hops=2, sequences=10, heads=True)
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_results_go_to_netcdf(small_model, small_task, tmp_path, heads):
+    own = {"base": lambda layer, base, source: base.labels}  # noqa: ARG005
+    found = hi.transplant(small_model, small_task, hops=2, sequences=10, heads=heads, predictions=own)
     found.to_netcdf(tmp_path / "t.nc")
-    xr.testing.assert_allclose(xr.load_dataset(tmp_path / "t.nc"), found)
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "t.nc"), found)
+    assert all("long_name" in variable.attrs for variable in found.variables.values())
+    assert found.attrs["margin"] == 0.1
+    assert found.attrs["weights"].startswith("layer norm")
