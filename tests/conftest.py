@@ -9,6 +9,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+if not os.environ.get("HOPINTERP_UNTYPED"):  # shapes and types are executed: before the first import of the package
+    install_import_hook("hopinterp", "beartype.beartype")
 
 from hopinterp.models import gpt2
 from hopinterp.models.fused import FusedTransformer

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from hopinterp.errors import HopInterpError
 from hopinterp.models.blocks import HookFunction as HookFunction
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.fused import pattern as pattern
-from hopinterp.models.fused import resid_post as resid_post
 from hopinterp.models.spec import check_fits, processing
 from hopinterp.task import HopTask
 
@@ -64,6 +62,16 @@ _ALL = [Site(name, f"hook_{name}") for name in ("resid_pre", "resid_mid", "resid
 _ALL += [Site(name, f"attn.hook_{name}", per_head=True) for name in ("z", "q", "k", "v", "pattern")]
 SITES = {site.name: site for site in _ALL}
 """Every site by name: the residual stream, what attention and MLP add to it, and the insides of each head."""
+
+
+def resid_post(layer: int) -> str:
+    """Name of a block's output."""
+    return SITES["resid_post"].at(layer)
+
+
+def pattern(layer: int) -> str:
+    """Name of a block's attention pattern."""
+    return SITES["pattern"].at(layer)
 
 
 def site_of(name: str, model: HookedTransformer | FusedTransformer) -> Site:

@@ -208,7 +208,7 @@ class SweptRuns(PairedRuns):
         given: dict[str, Any] = {"read": self.pairs.position, "positions": positions, "memory": memory, "report": report}
         if site.name == "z":
             return head_sweep(weights, *tokens, **given)
-        logits = resid_sweep(weights, *tokens, **given, site=site.name)  # type: ignore[arg-type]
+        logits = resid_sweep(weights, *tokens, **given, site=site.name)
         if site.name == "resid_post" and positions is not None:  # the last block's at i is the source's answer, to the bit
             whole = (positions == self.pairs.position[:, None]).T
             logits[-1, whole] = self.unpatched[1].expand(*whole.shape, -1)[whole]

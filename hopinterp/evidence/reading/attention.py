@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
-from hopinterp.models.fused import pattern
+from hopinterp.models.hooks import pattern
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
 from hopinterp.task import HopTask

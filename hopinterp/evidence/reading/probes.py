@@ -17,7 +17,7 @@ from hopinterp.errors import HopInterpError
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
 from hopinterp.evidence.reading.linear import Standardizer, fit_logistic, fit_ridge
-from hopinterp.models.fused import resid_post
+from hopinterp.models.hooks import resid_post
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
 from hopinterp.task import Batch, HopTask

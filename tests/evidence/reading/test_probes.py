@@ -1,5 +1,7 @@
 """Probes on the authors' checkpoints, on untrained models, and on activations whose contents are known."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -56,12 +58,18 @@ class Planted(Subject):
     def __init__(self, task, hops, what):
         spec, generator = ModelSpec.for_task(task, 1, d_model=64), torch.Generator().manual_seed(0)
         turns = torch.arange(task.n_positions)[:, None] / (2 * task.n_positions) * torch.tensor([1, 3, 5]) * 2 * torch.pi
-        values = {"model": None, "sizes": spec, "weights": None, "name": "planted", "generator": generator}
+        values: dict[str, Any] = {"model": None, "sizes": spec, "weights": None, "name": "planted", "generator": generator}
         values |= {"task": task, "hops_held": hops, "what": what, "circle": torch.cat([turns.cos(), turns.sin()], 1)}
         values["directions"] = torch.randn(len(hops) + 1, task.n_positions, 64, generator=generator)
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    task: HopTask
+    hops_held: list[int]
+    what: str
+    directions: torch.Tensor
+    circle: torch.Tensor
+    generator: torch.Generator
     device = torch.device("cpu")
 
     def untrained(self, _seed):
