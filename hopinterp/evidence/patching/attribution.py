@@ -19,7 +19,7 @@ from hopinterp.evidence.patching.pairs import Pairs, PairSettings, at_position, 
 from hopinterp.evidence.patching.positions import By, Cells
 from hopinterp.evidence.patching.runs import MEMORY, Direction, PairedRuns
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.hooks import SITES, Site, resid_post, site_of
+from hopinterp.models.hooks import SITES, Site, resid_post
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Report, counted
 from hopinterp.task import HopTask
@@ -67,7 +67,7 @@ def attribution_patch(
         HopInterpError: a setting out of range, or a site that the model lacks.
     """
     runs = PairedRuns.of(model, task, hops, seed, by, direction, **settings)
-    cells, found_site = Cells.of(runs.pairs, by, seed), site_of(site, runs.subject.model)
+    cells, found_site = Cells.of(runs.pairs, by, seed), runs.subject.site(site)
     scale = Scale(runs.scale.run[:2], runs.scale.source[:2])
     values = _first_order(runs, found_site, cells.positions, report) + scale.run[:, None, None, None]
     found = cells.dataset(values, scale, found_site.per_head, seed)
