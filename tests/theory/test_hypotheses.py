@@ -24,7 +24,7 @@ def test_predictions():
     assert resolved("successor", 16, 6) == [0, 1, 3, 7, 15, 16]
     assert resolved("sequential", 3, 6) == [0, 1, 2, 3, 3, 3]
     assert resolved("none", 5, 3) == [0, 0, 0]
-    with pytest.raises(HopInterpError, match="no hypothesis 'magic'; there are lookup, successor"):
+    with pytest.raises(HopInterpError, match="no hypothesis 'magic'; there are doubling, lookup, successor"):
         resolved("magic", 1, 1)
     with pytest.raises(HopInterpError, match="doubling is a range"):
         resolved("doubling", 4, 3)
