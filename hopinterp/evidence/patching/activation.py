@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import SupportsIndex, Unpack
 
 import xarray as xr
 
@@ -11,7 +11,6 @@ from hopinterp.evidence.patching.effects import measure
 from hopinterp.evidence.patching.pairs import PairSettings
 from hopinterp.evidence.patching.positions import By, Cells
 from hopinterp.evidence.patching.runs import MEMORY, Direction, PairedRuns, SweptRuns
-from hopinterp.models.hooks import site_of
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Report
 from hopinterp.task import HopTask
@@ -20,7 +19,7 @@ from hopinterp.task import HopTask
 def patch(
     model: ModelLike,
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     *,
     site: str = "resid_post",
     by: By = "position",
@@ -73,7 +72,7 @@ def patch(
         RuntimeError: a patch changed nothing where the two runs differ.
     """
     subject = Subject.of(model, task)
-    found_site = site_of(site, subject.model)
+    found_site = subject.site(site)
     fast = subject.weights is not None and site in (*RESID_SITES, "z") and by != "all" and not by_hooks
     runs = (SweptRuns if fast else PairedRuns).of(subject, task, hops, seed, by, direction, **settings)
     cells = Cells.of(runs.pairs, by, seed)
