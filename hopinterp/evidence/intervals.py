@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from scipy.special import betaincinv
 from torch import Tensor
 
@@ -13,8 +13,8 @@ _NOTHING = 1e-9
 
 
 def bootstrap(
-    numerator: Float[Tensor, "sequence ..."],
-    denominator: Float[Tensor, "sequence ..."],
+    numerator: Num[Tensor, "sequence ..."],
+    denominator: Num[Tensor, "sequence ..."],
     seed: int,
     resamples: int = 1000,
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
@@ -29,8 +29,8 @@ def bootstrap(
 
 
 def bootstrap_ratio(
-    numerator: Float[Tensor, "sequence ..."],
-    denominator: Float[Tensor, "sequence ..."],
+    numerator: Num[Tensor, "sequence ..."],
+    denominator: Num[Tensor, "sequence ..."],
     seed: int,
     resamples: int = 1000,
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
@@ -53,7 +53,7 @@ def bootstrap_ratio(
 
 
 def _resampled_ratio(
-    numerator: Float[Tensor, "sequence ..."], denominator: Float[Tensor, "sequence ..."], seed: int, resamples: int
+    numerator: Num[Tensor, "sequence ..."], denominator: Num[Tensor, "sequence ..."], seed: int, resamples: int
 ) -> Float[Tensor, "2 ..."]:
     """The two ends of the percentile interval. All ratios share the same draws."""
     sequences = len(numerator)
@@ -69,7 +69,7 @@ def _resampled_ratio(
 
 
 def korn_graubard(
-    wrong: Float[Tensor, "sequence ..."], counted: Float[Tensor, "sequence ..."]
+    wrong: Num[Tensor, "sequence ..."], counted: Num[Tensor, "sequence ..."]
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     """Interval of a rate near 0 or 1, where the bootstrap is too sure of itself (no error seen gives it [0, 0]).
 

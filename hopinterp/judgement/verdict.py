@@ -15,7 +15,6 @@ from hopinterp.evidence.reading.behaviour import capacity
 from hopinterp.judgement.readings import Block, read_blocks, read_controls, rows
 from hopinterp.judgement.records import Agreement, Capacity, Growth, Survey, Verdict
 from hopinterp.judgement.rules import Decision, decide
-from hopinterp.models.hooks import SITES
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
 from hopinterp.task import HopTask
@@ -107,13 +106,9 @@ def _verify(
 
 
 def _opened(model: ModelLike, task: HopTask) -> Subject:
-    """The subject, once it is known that its insides can be read: before the work, not in the midst of it."""
+    """The subject, if it has blocks to look into."""
     subject = Subject.of(model, task)
-    tokens = task.sample(1, hops=0, seed=0, device=subject.device).tokens
-    try:
-        subject.run_with_cache(tokens, [SITES[name].at(0) for name in ("resid_post", "pattern")])
-    except HopInterpError as error:
-        raise HopInterpError(f"verify needs activations that it can read and replace: {error}") from None
+    subject.require_blocks("verify")
     return subject
 
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor
-
-from hopinterp.errors import HopInterpError
+from torch import Tensor, nn
 
 # Where `TransformerBridge.boot_native` keeps each parameter, and the layout that turns ours into its: nn.Linear's
 # weights are [out, in].
@@ -31,27 +29,23 @@ _NATIVE = {
 
 def build(sizes: Mapping[str, Any], parameters: Mapping[str, Tensor], frozen: Collection[str]) -> Any:
     """A native TransformerBridge of these sizes (TransformerBridgeConfig's fields) with these parameters (copied, under
-    HookedTransformer's names), in eval mode; `frozen` ones take no gradient.
-
-    Raises:
-        HopInterpError: a bias of the unembedding where this TransformerLens keeps none.
-    """
+    HookedTransformer's names), in eval mode; `frozen` ones take no gradient."""
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_native(TransformerBridgeConfig(**sizes))
+    # TransformerLens 4 keeps the bias of the unembedding as a buffer
+    held = [*model.original_model.named_parameters(), *model.original_model.named_buffers()]
     # the bridge's wrappers stand between the names of the module that it wraps
-    theirs = {name.replace("_original_component.", ""): p for name, p in model.original_model.named_parameters()}
+    theirs = {name.replace("_original_component.", ""): tensor for name, tensor in held}
     with torch.no_grad():
         for name, tensor in parameters.items():
             layer = name.split(".")[1] if name.startswith("blocks.") else ""
             target, layout = _NATIVE[name.replace(f"blocks.{layer}.", "blocks.{}.", 1) if layer else name]
-            if (parameter := theirs.get(target.format(layer))) is None:
-                if tensor.any():
-                    raise HopInterpError(f"this TransformerLens's bridge has no place for {name}, which is not zero")
-                continue
-            parameter.copy_(rearrange(tensor, layout) if layout else tensor)
-            parameter.requires_grad_(name not in frozen)
+            place = theirs[target.format(layer)]
+            place.copy_(rearrange(tensor, layout) if layout else tensor)
+            if isinstance(place, nn.Parameter):
+                place.requires_grad_(name not in frozen)
     return model.eval()
 
 

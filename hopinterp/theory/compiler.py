@@ -82,7 +82,7 @@ class Geometry:
         return 2 * math.pi / n * torch.tensor([1.0, max(2.0, round(math.sqrt(n)))], dtype=torch.float64)
 
     @cached_property
-    def places(self) -> Float[Tensor, "position 2*circle"]:
+    def places(self) -> Float[Tensor, "position axis"]:
         """The place field of every position."""
         angle = torch.arange(self.task.n_positions, dtype=torch.float64)[:, None] * self.turns
         return torch.cat([angle.cos(), angle.sin()], dim=1)
@@ -94,7 +94,7 @@ class Geometry:
         return MARGIN / float(products[0] - products[1:].max())
 
     @cached_property
-    def rotate_back(self) -> Float[Tensor, "2*circle 2*circle"]:
+    def rotate_back(self) -> Float[Tensor, "axis axis"]:
         """The matrix that turns the place of i (a row) into that of i − 1."""
         cos, sin = torch.diag(self.turns.cos()), torch.diag(self.turns.sin())
         return torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])

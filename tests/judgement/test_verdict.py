@@ -12,7 +12,6 @@ from hopinterp import HopInterpError
 from hopinterp.judgement.records import Capacity, Verdict
 from hopinterp.judgement.verdict import judge
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.subject import Subject
 from hopinterp.theory.compiler import compile_program
 from hopinterp.theory.construction import Construction
 from hopinterp.theory.program import EMBEDDED, PREVIOUS_LETTER, After, At, Field, Head, Move, Program
@@ -200,20 +199,17 @@ def test_progress_of_one_k_reaches_its_end(small_model, small_task):
     assert [(now.what, now.done, now.total) for now in heard] == [(word, n, 5) for n, word in enumerate(words)]
 
 
-class OnlyAnswers(Subject):
-    """As a plain function from tokens to logits is seen."""
-
-    def run_with_cache(self, *asked):
-        raise HopInterpError(f"this model gives answers alone, not {asked[-1][0]}")
-
-
 def test_a_model_of_which_only_the_answers_can_be_had_is_named_before_any_work(small_model, small_task):
-    seen, heard = Subject.of(small_model), []
-    bare = OnlyAnswers(seen.model, seen.sizes, seen.weights)
+    heard = []
     for judged in (hi.verify, hi.verify_all):
-        with pytest.raises(HopInterpError, match="verify needs activations that it can read and replace: this model gives"):
-            judged(bare, small_task, 2, report=heard.append)
+        with pytest.raises(HopInterpError, match="verify needs the model's blocks; a function gives only answers"):
+            judged(lambda tokens: small_model(tokens), small_task, 2, report=heard.append)
     assert heard == []
+
+
+def test_swapped_arguments_are_named(small_model, small_task):
+    with pytest.raises(HopInterpError, match=r"the order is \(model, task\)"):
+        hi.verify(small_task, small_model, 2)
 
 
 # -- the authors' checkpoints --------------------------------------------------------------------------------------------
