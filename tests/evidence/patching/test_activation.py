@@ -235,6 +235,7 @@ def test_memory_and_report(small_hooked, small_task, small_pairs):
     assert (swept[-1].what, swept[-1].done, swept[-1].total) == ("patching", 5, 5)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
