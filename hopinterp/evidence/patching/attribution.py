@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, SupportsIndex, Unpack
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ _PAIRS = 32
 def attribution_patch(
     model: ModelLike,
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     *,
     site: str = "z",
     by: By = "position",
@@ -146,7 +146,7 @@ def _at_cells(
 
 @torch.no_grad()
 def direct_logit_attribution(
-    model: ModelLike, task: HopTask, hops: int, *, seed: int = 0, **settings: Unpack[PairSettings]
+    model: ModelLike, task: HopTask, hops: SupportsIndex, *, seed: int = 0, **settings: Unpack[PairSettings]
 ) -> xr.Dataset:
     """What each part of the model writes straight into the logit difference (Elhage et al. 2021, nostalgebraist 2020).
 

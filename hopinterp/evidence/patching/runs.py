@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, SupportsIndex, Unpack
 
 import torch
 import xarray as xr
@@ -53,7 +53,7 @@ class PairedRuns:
         cls,
         model: ModelLike,
         task: HopTask,
-        hops: int,
+        hops: SupportsIndex,
         seed: int,
         by: By = "all",
         direction: Direction | None = None,
