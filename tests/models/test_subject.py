@@ -407,3 +407,18 @@ def test_layers(given, found, small_model):
 def test_layers_that_a_model_does_not_have(given, small_model):
     with pytest.raises(HopInterpError, match=r"layer is .*; this model has 0 to 1"):
         Subject.of(small_model).layers(given)
+
+
+@pytest.mark.parametrize("kind", ["ours", "load", "native bridge", "bridge on GPT-2"])
+def test_what_is_hooked_is_hooked_for_everybody(kind, tmp_path, tokens):
+    """Inside, the model that was given, and whatever is asked of it or of its subject, is changed; after, it is not."""
+    made = forms(kind, tmp_path)
+    subject, before = Subject.of(made), made(tokens)
+    with subject.hooks([("blocks.0.hook_attn_out", lambda value, hook: value * 0)]) as run:  # noqa: ARG005
+        inside = run(tokens)
+        assert not torch.allclose(inside, before, atol=0.1)
+        for form in (made, Subject.of(made), Subject.of(subject)):
+            assert close(form(tokens), inside)
+    for form in (made, Subject.of(made), Subject.of(subject)):
+        assert close(form(tokens), before)
+    assert Subject.of(subject).weights is subject.weights
