@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from hopinterp.errors import HopInterpError
 
+Hops = SupportsIndex | Iterable[SupportsIndex]
+"""Values of k: one whole number (NumPy's and xarray's among them) or several."""
 Letters = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "..."]
 
 
@@ -81,7 +82,7 @@ class HopTask:
     def sample(
         self,
         batch_size: int,
-        hops: int | Int[Tensor, " batch"] | None = None,
+        hops: SupportsIndex | Int[Tensor, " batch"] | None = None,
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
@@ -114,7 +115,7 @@ class HopTask:
             hops = torch.randint(self.max_hops + 1, (batch_size,), generator=generator)
         return self._batch(letters.to(device), self._hop_counts(hops, batch_size).to(device))
 
-    def from_letters(self, letters: Letters, hops: int | Int[Tensor, " batch"]) -> Batch:
+    def from_letters(self, letters: Letters, hops: SupportsIndex | Int[Tensor, " batch"]) -> Batch:
         """A batch from given sequences; neighbours may repeat (the definition allows it, training has none).
 
         Args:
@@ -160,9 +161,10 @@ class HopTask:
             raise HopInterpError(f"letter {name!r} is outside the alphabet a … {last}")
         return number
 
-    def _hop_counts(self, hops: int | Int[Tensor, " batch"], batch_size: int) -> Int[Tensor, " batch"]:
-        counts = torch.as_tensor(hops)
-        if counts.is_floating_point() or counts.ndim > 1 or (counts.ndim == 1 and len(counts) != batch_size):
+    def _hop_counts(self, hops: SupportsIndex | Int[Tensor, " batch"], batch_size: int) -> Int[Tensor, " batch"]:
+        counts = torch.as_tensor(_number(hops))
+        whole = not counts.is_floating_point() and counts.dtype != torch.bool
+        if not whole or counts.ndim > 1 or (counts.ndim == 1 and len(counts) != batch_size):
             raise HopInterpError(f"hops must be a whole number or one for each of {batch_size} sequences; got {hops!r}")
         self.check_hops(int(counts.min()), int(counts.max()))
         return counts.long().expand(batch_size)
@@ -174,17 +176,14 @@ class HopTask:
                 raise HopInterpError(f"hops is {k}; this task has 0 to {self.max_hops}")
 
     def hop_count(self, hops: object) -> int:
-        """One k as an int: any whole number (NumPy's among them) of 0 … max_hops.
+        """One k as an int: any whole number (NumPy's and xarray's among them) of 0 … max_hops.
 
         Raises:
             HopInterpError: anything else.
         """
-        try:
-            k = operator.index(hops)  # type: ignore[arg-type]
-        except TypeError:
-            k = -1
-        if isinstance(hops, bool) or (k < 0 and not isinstance(hops, int)):
-            raise HopInterpError(f"hops is {hops!r}; it is one whole number from 0 to {self.max_hops}")
+        k = _number(hops)
+        if not isinstance(k, int) or isinstance(k, bool):
+            raise HopInterpError(f"hops is {k!r}; it is one whole number from 0 to {self.max_hops}")
         self.check_hops(k)
         return k
 
@@ -265,11 +264,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, index: int | slice | list[int] | Tensor) -> Batch:
+    def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | Tensor) -> Batch:
         """Some of the sequences, as tensors are indexed; one number gives a batch of one."""
-        rows = slice(index, index + 1 or None) if isinstance(index, int) else index
-        if isinstance(index, int) and not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
+        rows = _number(index)
+        if isinstance(rows, int):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"sequence {rows} of {len(self)}")
+            rows = [rows]
         return Batch(self.task, self.tokens[rows], self.labels[rows], self.find1[rows])
 
     def to(self, device: str | torch.device) -> Batch:
@@ -308,9 +309,14 @@ class Batch:
         letters[:, 0] = -1
         return letters[:, None].expand_as(self.find).gather(2, self.find)
 
-    def with_hops(self, hops: int) -> Batch:
+    def with_hops(self, hops: SupportsIndex) -> Batch:
         """The same sequences asked for another k."""
         return self.task.from_letters(self.letters, hops)
+
+
+def _number(value: Any) -> Any:
+    """What NumPy, torch or xarray wrap as a number without dimensions, unwrapped; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def find_one(letters: Int[Tensor, "batch n"]) -> Int[Tensor, "batch position"]:

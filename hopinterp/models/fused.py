@@ -230,13 +230,3 @@ class FusedTransformer:
         p, name = self.parameters, f"blocks.{layer}.mlp."
         hidden = F.linear(x, p[name + "W_in"].T, p[name + "b_in"])
         return blocks.mlp_out(hidden, self.spec.act_fn, p[name + "W_out"], p[name + "b_out"], taps)
-
-
-def resid_post(layer: int) -> str:
-    """Name of a block's output in a cache."""
-    return f"blocks.{layer}.hook_resid_post"
-
-
-def pattern(layer: int) -> str:
-    """Name of a block's attention pattern in a cache."""
-    return f"blocks.{layer}.attn.hook_pattern"

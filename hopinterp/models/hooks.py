@@ -11,8 +11,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from hopinterp.models.blocks import HookFunction as HookFunction
-from hopinterp.models.fused import pattern as pattern
-from hopinterp.models.fused import resid_post as resid_post
 
 _ROUNDING = 1e-6  # of float32, some units in the last place
 
@@ -57,6 +55,16 @@ _ALL = [Site(name, f"hook_{name}") for name in ("resid_pre", "resid_mid", "resid
 _ALL += [Site(name, f"attn.hook_{name}", per_head=True) for name in ("z", "q", "k", "v", "pattern")]
 SITES = {site.name: site for site in _ALL}
 """Every site by name: the residual stream, what attention and MLP add to it, and the insides of each head."""
+
+
+def resid_post(layer: int) -> str:
+    """Name of a block's output."""
+    return SITES["resid_post"].at(layer)
+
+
+def pattern(layer: int) -> str:
+    """Name of a block's attention pattern."""
+    return SITES["pattern"].at(layer)
 
 
 @contextmanager

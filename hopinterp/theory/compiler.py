@@ -1,4 +1,4 @@
-"""The algorithms' foundry: a program of heads cast into the weights of an attention-only transformer without layer norms.
+"""A program of heads compiled to the weights of an attention-only transformer without layer norms.
 
 Each field gets a subspace of its own; a head's scores are a sum of bilinear terms between fields of the query and of the
 key, sharp enough that the softmax is one-hot to float32. d_model depends on the program and |Σ|, not on the length.

@@ -1,4 +1,4 @@
-"""The algorithms' language: fields of the residual stream, heads that move them, and what a program of heads means exactly.
+"""Programs of heads: fields of the residual stream, the heads that move them, and what a program computes, exactly.
 
 A program says what each block does in words that can both be compiled to weights (compiler.py) and be run on whole numbers
 (`Program.run`), so that the circuit and the ground truth about it come from one text.

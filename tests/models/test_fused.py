@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from hopinterp import HopInterpError, ModelSpec
-from hopinterp.models.fused import FusedTransformer, pattern, resid_post
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import pattern, resid_post
 
 SPECS = [
     ModelSpec(2, d_model=32, n_heads=4, n_ctx=22, d_vocab=11),

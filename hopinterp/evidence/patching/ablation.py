@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, SupportsIndex, get_args
 
 import torch
 import xarray as xr
@@ -69,8 +69,8 @@ def ablated(
         with ablated(model, 2, 0):              # head 0 of block 2, its z set to zero
             logits = model(batch.tokens)
 
-    Hooks go on the model itself if it has hook points (a HookedTransformer, a FusedTransformer, a Subject), and everything
-    that is measured of it inside shows them. Of any other model, run what is given: `with ablated(…) as run: run(tokens)`.
+    Hooks go on the model that is given (a HookedTransformer, a TransformerBridge, a FusedTransformer), and whatever is
+    measured of it inside shows them. Of any other, run what is given: `with ablated(model, 2, 0) as run: run(tokens)`.
 
     Args:
         part: a head's number, "attn", "mlp" or "block".
@@ -81,13 +81,16 @@ def ablated(
         HopInterpError: no such part.
         RuntimeError: no run was made inside, or the part's activations were already what was put in their place.
     """
-    subject, unit = Subject.of(model), Unit(int(layer), part if isinstance(part, str) else int(part))
+    subject, unit = Subject.of(model), Unit(layer, part)
     unit.check(subject.sizes)
-    sites = unit.sites_in(subject.sizes)
-    replacing = [_replacing(unit.part, None if values is None else values[site]) for site in sites]
-    hooks = [(SITES[site].at(unit.layer), function) for site, function in zip(sites, replacing, strict=True)]
-    with subject.hooks(hooks) as run:
+    with replace(subject, weights=None).hooks(_taking_out(subject, unit, values)) as run:  # on the model, not on its weights
         yield run
+
+
+def _taking_out(subject: Subject, unit: Unit, values: Mapping[str, Tensor] | None) -> list[tuple[str, HookFunction]]:
+    """Hooks that put values (zero by default) in the place of what a part gives."""
+    sites = unit.sites_in(subject.sizes)
+    return [(SITES[site].at(unit.layer), _replacing(unit.part, None if values is None else values[site])) for site in sites]
 
 
 def _replacing(part: int | str, value: Tensor | None) -> HookFunction:
@@ -107,7 +110,7 @@ def _replacing(part: int | str, value: Tensor | None) -> HookFunction:
 def ablate(
     model: ModelLike,
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     *,
     kinds: Sequence[Kind] = KINDS,
     sequences: int = 50,
@@ -187,8 +190,8 @@ def _activations(
     return {name: torch.cat([cache[name] for cache in caches]) for name in names}
 
 
-def _stand_in(kind: Kind, activation: Activation) -> Activation:
-    """What is put in a part's place, from what it gives on other sequences."""
+def _stand_in(kind: Kind, activation: Activation) -> Float[Tensor, "one_or_sequence position d"]:
+    """What is put in a part's place, from what it gives on other sequences: the same in all, or in each its own."""
     if kind == "zero":
         return torch.zeros_like(activation[:1])
     return activation.mean(0, keepdim=True) if kind == "mean" else activation
@@ -204,7 +207,7 @@ def _wrong(
             logits = subject(batch.tokens[rows])
         else:
             values = {site: x if len(x) == 1 else x[rows] for site, x in stand_in.items()}
-            with ablated(subject, unit.layer, unit.part, values) as run:
+            with subject.hooks(_taking_out(subject, unit, values)) as run:
                 logits = run(batch.tokens[rows])
         counts.append(((logits.argmax(-1) != batch.labels[rows]) & batch.scored[rows]).sum(1).double().cpu())
     return torch.cat(counts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import SupportsIndex, Unpack
 
 import xarray as xr
 
@@ -19,7 +19,7 @@ from hopinterp.task import HopTask
 def patch(
     model: ModelLike,
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     *,
     site: str = "resid_post",
     by: By = "position",

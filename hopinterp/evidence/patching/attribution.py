@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, SupportsIndex, Unpack
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from hopinterp.evidence.patching.effects import METRICS, Scale, measure
 from hopinterp.evidence.patching.pairs import Pairs, PairSettings, at_position, choose_pairs
 from hopinterp.evidence.patching.positions import By, Cells
 from hopinterp.evidence.patching.runs import MEMORY, Direction, PairedRuns
-from hopinterp.models.fused import FusedTransformer, resid_post
-from hopinterp.models.hooks import SITES, Site
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import SITES, Site, resid_post
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Report, counted
 from hopinterp.task import HopTask
@@ -34,7 +34,7 @@ _PAIRS = 32
 def attribution_patch(
     model: ModelLike,
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     *,
     site: str = "z",
     by: By = "position",
@@ -146,7 +146,7 @@ def _at_cells(
 
 @torch.no_grad()
 def direct_logit_attribution(
-    model: ModelLike, task: HopTask, hops: int, *, seed: int = 0, **settings: Unpack[PairSettings]
+    model: ModelLike, task: HopTask, hops: SupportsIndex, *, seed: int = 0, **settings: Unpack[PairSettings]
 ) -> xr.Dataset:
     """What each part of the model writes straight into the logit difference (Elhage et al. 2021, nostalgebraist 2020).
 

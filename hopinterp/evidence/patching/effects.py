@@ -46,7 +46,7 @@ class Scale:
         values: Float[Tensor, "metric *cell pair"],
         dims: Sequence[str],
         seed: int,
-        counted: Bool[Tensor, "*cell pair"] | None = None,
+        counted: Bool[Tensor, "... pair"] | None = None,
     ) -> xr.Dataset:
         """Σ (patched − run) / Σ (source − run) over pairs: 0 where patches change nothing, 1 where they change everything.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, SupportsIndex, TypedDict, get_args
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -105,7 +105,7 @@ class Pairs:
 
 def draw_pairs(
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     sequences: int = 100,
     *,
     kind: Kind = "resample",
@@ -174,7 +174,7 @@ class PairSettings(TypedDict, total=False):
 
 def choose_pairs(
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     seed: int,
     *,
     pairs: Kind | Pairs = "resample",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, SupportsIndex, Unpack, get_args
 
 import torch
 import xarray as xr
@@ -29,7 +29,7 @@ _PAIRS = 64
 def path_patch(
     model: ModelLike,
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     *,
     into: Input = "q",
     senders: Sequence[Head] | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, SupportsIndex, Unpack
 
 import torch
 import xarray as xr
@@ -53,7 +53,7 @@ class PairedRuns:
         cls,
         model: ModelLike,
         task: HopTask,
-        hops: int,
+        hops: SupportsIndex,
         seed: int,
         by: By = "all",
         direction: Direction | None = None,
@@ -208,7 +208,7 @@ class SweptRuns(PairedRuns):
         given: dict[str, Any] = {"read": self.pairs.position, "positions": positions, "memory": memory, "report": report}
         if site.name == "z":
             return head_sweep(weights, *tokens, **given)
-        logits = resid_sweep(weights, *tokens, **given, site=site.name)  # type: ignore[arg-type]
+        logits = resid_sweep(weights, *tokens, **given, site=site.name)
         if site.name == "resid_post" and positions is not None:  # the last block's at i is the source's answer, to the bit
             whole = (positions == self.pairs.position[:, None]).T
             logits[-1, whole] = self.unpatched[1].expand(*whole.shape, -1)[whole]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, korn_graubard
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
-from hopinterp.task import HopTask
+from hopinterp.task import Hops, HopTask
 
 SOLVED = 0.01
 """A model solves k where the upper end of err_k's interval is at most this."""
@@ -26,7 +26,7 @@ _BATCH = 100
 def evaluate(
     model: ModelLike,
     task: HopTask,
-    hops: int | Iterable[int] | None = None,
+    hops: Hops | None = None,
     sequences: int = 100,
     seed: int = 0,
     dropout: float = 0.0,
@@ -64,11 +64,12 @@ def evaluate(
         null_error.append(float(mistakes[batch.labels == task.null].cpu().double().mean()))
         if report:
             report(Progress("answering", done, len(ks)))
-    low, high = korn_graubard(torch.stack(wrong, 1), torch.stack(counted, 1))
-    positions = torch.stack(counted, 1).sum(0)
-    error = torch.stack(wrong, 1).sum(0).double() / positions
+    wrongs, counts = torch.stack(wrong, 1).double(), torch.stack(counted, 1).double()
+    low, high = korn_graubard(wrongs, counts)
+    positions = counts.sum(0)
+    error = wrongs.sum(0) / positions
     values = {"error": error, "low": low, "high": high, "solved": high <= SOLVED, "failed": low > FAILED}
-    values |= {"null_error": torch.tensor(null_error), "positions": positions}
+    values |= {"null_error": torch.tensor(null_error), "positions": positions.long()}
     found = xr.Dataset({name: ("hops", value.numpy()) for name, value in values.items()}, {"hops": ks})
     bars: dict[str, Any] = {"solved": SOLVED, "failed": FAILED}
     return described(found, subject, task, seed=seed, sequences=sequences, dropout=dropout, level=LEVEL, **bars)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ _DUST = 1e-3  # directions weaker than this share of the strongest are no part o
 def transplant_subspaces(
     model: ModelLike,
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     layer: int,
     hop: int,
     family: str = "content",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class Predictions:
 def transplant(
     model: ModelLike,
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     layers: int | Iterable[int] | None = None,
     *,
     heads: bool = False,

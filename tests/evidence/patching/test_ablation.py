@@ -119,6 +119,7 @@ def test_no_such_part(hooked, layer, part, message):
         pass
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_no_such_kind(small_model, small_task):
     with pytest.raises(HopInterpError, match="zero, mean, resample"):
         ablate(small_model, small_task, 1, kinds=["knockout"])

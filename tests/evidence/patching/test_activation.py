@@ -203,7 +203,7 @@ def test_the_models_own_hooks_are_respected_and_ours_come_off(small_hooked, smal
 
 def test_a_patch_that_does_nothing_is_an_error_and_hooks_come_off(small_hooked, small_pairs):
     tokens = small_pairs.clean.tokens
-    _, cache = small_hooked.run_with_cache(tokens, names_filter="blocks.1.hook_resid_pre")
+    _, cache = Subject.of(small_hooked).run_with_cache(tokens, ["blocks.1.hook_resid_pre"])
     index = (torch.arange(5), torch.full((5,), 7))
     same = Overwrite(index, cache["blocks.1.hook_resid_pre"][index])
     with (
@@ -235,6 +235,7 @@ def test_memory_and_report(small_hooked, small_task, small_pairs):
     assert (swept[-1].what, swept[-1].done, swept[-1].total) == ("patching", 5, 5)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

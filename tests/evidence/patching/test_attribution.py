@@ -157,7 +157,11 @@ def test_models_without_weights_are_named(small_model, small_task, pairs):
     hooked.add_hook("blocks.0.hook_attn_out", lambda x, hook: 0 * x)  # noqa: ARG005
     with pytest.raises(HopInterpError, match="direct logit attribution needs the model's weights"):
         direct_logit_attribution(hooked, small_task, 2, pairs=pairs)
-    hooked.reset_hooks()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_norm_that_cannot_be_frozen_is_refused(small_model, small_task, pairs):
+    hooked = small_model.spec.build(small_model.parameters)
     hooked.cfg.normalization_type = "RMS"
     with pytest.raises(HopInterpError, match="direct logit attribution needs the model's weights"):
         direct_logit_attribution(hooked, small_task, 2, pairs=pairs)

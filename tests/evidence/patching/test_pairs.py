@@ -79,6 +79,7 @@ def test_same_seed_same_pairs_and_a_given_position(task):
     assert a.position.tolist() == [98] * 10
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -145,6 +145,7 @@ def test_memory_only_splits_the_work(depth3):
     assert PairedRuns(Subject.of(depth3), pairs, "noising").scale.run.shape == (3, 5)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
