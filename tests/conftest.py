@@ -12,10 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from jaxtyping import TypeCheckError, install_import_hook
-
-if not os.environ.get("HOPINTERP_UNTYPED"):  # shapes and types are executed: before the first import of the package
-    install_import_hook("hopinterp", "beartype.beartype")
+from jaxtyping import TypeCheckError
 
 from hopinterp.errors import HopInterpError
 from hopinterp.models import gpt2

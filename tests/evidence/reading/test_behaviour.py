@@ -82,9 +82,9 @@ def test_a_card_s_table_says_solved_as_the_dataset_does(task):
 def test_k_may_be_one_number_of_any_kind(refuses, small_model, small_task):
     for hops in (3, np.int64(3), [3], np.array([3]), range(3, 4), iter([3])):
         assert hi.evaluate(small_model, small_task, hops=hops, sequences=2).hops.values.tolist() == [3]
-    for hops in (True, 2.0, "3", [1.5]):
+    for bad in (True, 2.0, "3", [1.5]):
         with refuses("whole number"):
-            hi.evaluate(small_model, small_task, hops=hops, sequences=2)
+            hi.evaluate(small_model, small_task, hops=bad, sequences=2)
 
 
 def test_progress_reaches_its_end(small_model, small_task):
