@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -174,7 +174,7 @@ class Subject:
             warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
             return Subject.of(type(self.model)(config))
 
-    def layers(self, layers: int | Iterable[int] | None = None) -> list[int]:
+    def layers(self, layers: SupportsIndex | Iterable[SupportsIndex] | None = None) -> list[int]:
         """Block numbers: those given, checked; all for None.
 
         Raises:
@@ -185,7 +185,7 @@ class Subject:
             return list(every)
         chosen = list(layers) if isinstance(layers, Iterable) else [layers]
         for layer in chosen:
-            if not isinstance(layer, Integral) or isinstance(layer, bool) or layer not in every:
+            if not isinstance(layer, Integral) or isinstance(layer, bool) or int(layer) not in every:
                 raise HopInterpError(f"layer is {layer}; this model has 0 to {self.sizes.n_layers - 1}")
         return [int(layer) for layer in chosen]
 
