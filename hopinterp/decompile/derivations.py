@@ -19,23 +19,25 @@ from hopinterp.task import Batch, HopTask
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """A position named by the chain of i: find^at(i), or the position before it."""
+    """A position named by the chain of i: find^at(i), or `back` positions before it."""
 
     at: int
-    before: bool = False
+    back: int = 0
 
     @property
-    def letter(self) -> int:
-        """j of the letter X_{find^j(i)} that stands there: the letter before find^j(i) is that of find^(j−1)(i)."""
-        return self.at - self.before
+    def letter(self) -> int | None:
+        """j of the letter X_{find^j(i)} that stands there; the letter before find^j(i) is that of find^(j−1)(i). None for
+        the letter two before, which the chain does not name."""
+        return self.at - self.back if self.back <= 1 and self.at >= self.back else None
 
     def of(self, chain: Int[Tensor, "row chain"]) -> Int[Tensor, " row"]:
         """The position in every sequence; −1 where find^at(i) is null."""
         found = chain[:, self.at]
-        return torch.where(found > 0, found - int(self.before), -1)
+        return torch.where(found > self.back, found - self.back, -1)
 
 
 START = Place(0)
+FURTHEST_BACK = 2
 
 
 @dataclass(frozen=True, order=True)
@@ -58,26 +60,29 @@ class Node:
     def target(self) -> Place | None:
         """The place that it reads; None where that is no single place of the chain, so that nothing lies behind it.
 
-        From a position before find^j(i), only the rule `self` leads to a place with a name.
+        From a position before find^j(i), only the rules `self` and previous token lead to a place with a name.
         """
         if self.kind == "self":
             return self.place
-        if self.hop is None or self.place.before:
+        if self.kind == "before hop" and self.hop == 0:
+            return Place(self.place.at, self.place.back + 1) if self.place.back < FURTHEST_BACK else None
+        if self.hop is None or self.place.back:
             return None
-        return Place(self.place.at + self.hop, self.kind == "before hop")
+        return Place(self.place.at + self.hop, int(self.kind == "before hop"))
 
     @property
     def jump(self) -> int:
-        """How many hops further the letter is that stands where it reads; 0 where it reads no place of the chain."""
-        return 0 if self.target is None else self.target.letter - self.place.letter
+        """How many hops further the letter is that stands where it reads; 0 where the chain does not name it."""
+        letter = None if self.target is None else self.target.letter
+        return 0 if letter is None or self.place.letter is None else letter - self.place.letter
 
     def to_json(self) -> dict[str, object]:
         """As the issue's JSON has it."""
-        place = {"at": self.place.at, "before": self.place.before}
+        place = {"at": self.place.at, "before": self.place.back > 0}
         return {"layer": self.layer, "head": self.head, **place, "kind": self.kind, "hop": self.hop}
 
     def __str__(self) -> str:
-        where = f"{'before ' if self.place.before else ''}{self.place.at}"
+        where = f"{self.place.at}{f'-{self.place.back}' if self.place.back else ''}"
         return f"{self.layer}.{self.head}@{where} {Part(self.kind, self.hop)}"
 
 
@@ -87,8 +92,6 @@ Nodes = frozenset[Node]
 def connected(nodes: Iterable[Node]) -> Nodes:
     """The nodes that a path from i reaches: those at i, and those at a place that a connected node of a later block reads."""
     needed, found = {START}, set()
-    for node in sorted(nodes, key=lambda n: -n.layer):
-        del node
     by_layer: dict[int, list[Node]] = {}
     for node in nodes:
         by_layer.setdefault(node.layer, []).append(node)
@@ -147,7 +150,7 @@ def on_derivations(nodes: Iterable[Node], hops: int) -> Nodes:
     # from i down: connected; from the answer up: those from whose target the answer's letter can be had
     good: dict[int, set[Place]] = {}
     alive: set[Node] = set()
-    enough: set[Place] = {Place(hops), Place(hops + 1, True)}
+    enough: set[Place] = {Place(hops), Place(hops + 1, 1)}
     for layer in range(1 + max((n.layer for n in nodes), default=-1)):
         good[layer] = set(enough)
         here = {n for n in nodes if n.layer == layer and n.target in enough}
@@ -165,7 +168,9 @@ def reach(nodes: Iterable[Node], n_layers: int) -> list[int]:
         new = {}
         for node in (n for n in nodes if n.layer == layer and n.target is not None):
             assert node.target is not None
-            furthest = max(known.get(node.target, node.target.letter), node.target.letter)
+            if node.target.letter is None or node.place.letter is None:
+                continue
+            furthest = max(known.get(node.target, 0), node.target.letter)
             new[node.place] = max(new.get(node.place, 0), furthest)
             most = max(most, furthest - node.place.letter)
         for place, furthest in new.items():
@@ -361,6 +366,14 @@ class TreeRunner:
         """A tree that lacks some nodes, computed only where it differs."""
         return self._update(state, connected(state.nodes - frozenset(removed)))
 
+    def wrong(self, state: State) -> Bool[Tensor, " row"]:
+        """Where a tree answers wrong."""
+        return state.logits.argmax(-1) != self.rows.answer
+
+    def error(self, state: State) -> float:
+        """Share of rows that a tree answers wrong."""
+        return float(self.wrong(state).float().mean())
+
     @property
     def _depth(self) -> int:
         return self.model.spec.n_layers
@@ -448,3 +461,38 @@ def _by_place(nodes: Nodes, depth: int) -> list[dict[Place, set[Node]]]:
     for node in nodes:
         found[node.layer].setdefault(node.place, set()).add(node)
     return found
+
+
+# -- pruning ----------------------------------------------------------------------------------------------------------
+
+
+def prune(runner: TreeRunner, start: Nodes, tolerance: float, seed: int) -> Nodes:
+    """Take away, from the last block down, every node without which the error stays within the tolerance.
+
+    Within a block the order is drawn, but nodes on no derivation go before those on one. Nodes are tried in halves: a set goes
+    at once where the error allows it; otherwise each half is tried in turn, down to single nodes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    hops, depth = runner.routing.hops, runner.model.spec.n_layers
+    state = runner.run(start)
+    limit = tolerance + 1e-9
+
+    def attempt(state: State, tried: list[Node]) -> State:
+        tried = [node for node in tried if node in state.nodes]
+        if not tried:
+            return state
+        without = runner.without(state, tried)
+        if runner.error(without) <= limit:
+            return without
+        if len(tried) == 1:
+            return state
+        half = len(tried) // 2
+        return attempt(attempt(state, tried[:half]), tried[half:])
+
+    for layer in reversed(range(depth)):
+        here = sorted(node for node in state.nodes if node.layer == layer)
+        drawn = [here[n] for n in torch.randperm(len(here), generator=generator).tolist()]
+        useful = on_derivations(state.nodes, hops)
+        for group in ([n for n in drawn if n not in useful], [n for n in drawn if n in useful]):
+            state = attempt(state, group)
+    return state.nodes

@@ -305,6 +305,7 @@ def _best_pair(
     first = torch.einsum("bcq,bdq->cd", hits, valid)  # what the first puts where both are valid
     apart = rules.both - rules.same
     share = 0.5 + (first - first.T) / (2 * apart).clamp_min(1)
+    share = share.clamp(LEAST_SHARE, 1 - LEAST_SHARE)
     squared = share.square() + (1 - share).square()
     norm = torch.einsum("bcq,bdq,bq->cd", valid, valid, norms)
     mixed = norm - 2 * (share * first + (1 - share) * first.T) + squared * rules.both + 2 * share * (1 - share) * rules.same
@@ -312,8 +313,7 @@ def _best_pair(
     alone = torch.einsum("bcq,bq->c", valid, norms)[:, None] - norm - 2 * own + rules.both.diagonal()[:, None] - rules.both
     both_null = torch.minimum(null[:, None], null)  # null rows of one hop count hold those of a smaller one
     misfit = mixed + alone + alone.T + both_null
-    uneven = (share < LEAST_SHARE) | (share > 1 - LEAST_SHARE)
-    misfit = misfit.masked_fill(uneven | (apart < 1), torch.inf).fill_diagonal_(torch.inf)
+    misfit = misfit.masked_fill(apart < 1, torch.inf).fill_diagonal_(torch.inf)
     c, d = divmod(int(misfit.argmin()), len(share))
     if share[c, d] < share[d, c]:
         c, d = d, c
