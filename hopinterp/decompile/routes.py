@@ -295,7 +295,10 @@ def _null_misfit(
 
 
 def _best_pair(
-    hits: Float[Tensor, "batch rule query"], norms: Float[Tensor, "batch query"], null: Float[Tensor, " rule"], rules: _Candidates
+    hits: Float[Tensor, "batch rule query"],
+    norms: Float[Tensor, "batch query"],
+    null: Float[Tensor, " rule"],
+    rules: _Candidates,
 ) -> tuple[tuple[Part, Part] | None, Float[Tensor, ""]]:
     """The two rules, and their shares, that leave least; None where no pair has two shares of LEAST_SHARE.
 
