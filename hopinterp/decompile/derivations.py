@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -20,10 +20,13 @@ from hopinterp.models.fused import FusedTransformer
 
 TOLERANCE = 0.02
 """The error that a tree may have on the fitting pairs, below half of the .05 that explains a cell on fresh ones. Constructed
-models, whose trees are exact, come out the same with any value up to .2; untrained models never come near it (they err at .7)."""
+models, whose trees are exact, come out the same with any value up to .2; untrained ones never come near (they err at .7)."""
 LEAST_EFFECT = 0.01
 """A node whose removal raises the error on the fitting pairs by less is taken away at the end, while the error stays within
-twice the tolerance: with 400 fitting and 800 fresh rows less than this would hardly show. Constructed nodes have .6 or more."""
+a quarter above the tolerance: with 800 fresh rows less than this would hardly show. Nodes of constructed models have .7."""
+NEARLY_ALL = 0.01
+"""Pruning starts from the smallest tier whose nodes have a name and whose error is no more than this above that of all that the
+routes reach; else no more than 2 or 6 times this; else from all. Constructed models: the first tier, at 0."""
 ORDERS = 3
 
 
@@ -48,7 +51,8 @@ class ValueTree:
     Attributes:
         carrying: nodes on derivations: paths to where the answer's letter stands.
         aside: nodes on no derivation but on paths to the letters of hops k − 1, which the answer is not (neighbours differ),
-            and k − 2, which it is half of the time.
+            and k − 2, which it is half of the time; and heads of block 0 at the places of all these paths, which read the
+            letters before them.
         stray: nodes that were kept and lie on neither, or whose effect among the printed ones may be nothing; their effect
             is that in the tree with all kept nodes.
         error: of carrying and aside nodes alone, on fresh pairs; `low` and `high`, 95%.
@@ -103,8 +107,10 @@ def _aside_hops(hops: int) -> range:
 
 
 def printed(nodes: Nodes, hops: int) -> Nodes:
-    """The nodes that lie on a path to the answer's letter, or to one of the two before it."""
-    return frozenset().union(*(on_paths(nodes, j) for j in (hops, *_aside_hops(hops))))
+    """The nodes whose use has a name: those on a path to the answer's letter or to one of the two before it, and heads of
+    block 0 at the places of these paths, which read the letters before them."""
+    paths = frozenset().union(*(on_paths(nodes, j) for j in (hops, *_aside_hops(hops))))
+    return connected(paths | {node for node in nodes if node.layer == 0})
 
 
 @torch.no_grad()
@@ -114,57 +120,65 @@ def find_tree(
     """Prune what the routes reach from i to the nodes that carry the answer, and measure them on fresh pairs.
 
     Args:
-        sequences: for fitting; twice as many fresh ones are drawn. Two scored positions of each are watched, each with two
-            partners.
-        orders: how many orders of pruning; the tree with the fewest printed nodes among those that do well is measured.
+        sequences: fresh ones, on which all reported numbers are measured: four scored positions of each are watched, each
+            with two partners. Two thirds as many others serve to find the tree, with three positions each; 40 % of the
+            fresh ones for what is run whole (`whole_error`, `without`).
+        orders: how many orders of pruning; of the trees whose printed nodes do well the smallest is measured.
 
     Raises:
-        HopInterpError: no sequence of the draw has a chain of k links.
+        HopInterpError: no sequence of a draw has a chain of k links.
     """
-    task, hops = routing.task, routing.hops
-    whole = reachable(routing)
-    fit = TreeRunner.of(model, routing, Rows.draw(task, hops, sequences, seed=3 * seed + 1))
+
+    def runner(share: float, positions: int, number: int) -> TreeRunner:
+        count = max(round(share * sequences), 3)
+        rows = Rows.draw(routing.task, routing.hops, count, positions=positions, seed=3 * seed + number)
+        return TreeRunner.of(model, routing, rows)
+
+    whole, fit = reachable(routing), runner(2 / 3, 3, 1)
     kept = [Pruner(fit).prune(whole, seed=order) for order in range(orders)]
     best = min(kept, key=lambda nodes: _rank(fit, nodes))
-    fresh = TreeRunner.of(model, routing, Rows.draw(task, hops, 2 * sequences, seed=3 * seed + 2))
-    return _measure(fit, fresh, whole, best, kept)
+    fresh = runner(1, 4, 2)
+    effects = _supported(fresh, printed(best, routing.hops))
+    all_live = runner(0.4, 4, 3)
+    state = all_live.run(whole)
+    without = all_live.error(all_live.without(state, effects))
+    backup = Pruner(fit).prune(connected(whole - effects.keys())) if without < 0.5 else frozenset()
+    measured = _measure(fresh, effects, best)
+    return ValueTree(
+        **measured,
+        whole_error=all_live.error(state),
+        without=without,
+        backup=backup,
+        stability=_overlap(kept),
+        sizes=tuple(map(len, kept)),
+    )
 
 
 def _rank(fit: TreeRunner, kept: Nodes) -> tuple[float, int]:
     """Trees whose printed nodes do well by themselves come first, the smaller ones before the larger."""
     error = fit.error(fit.run(printed(kept, fit.routing.hops)))
-    return max(error, 2 * TOLERANCE), len(kept)
+    return max(error, 1.5 * TOLERANCE), len(kept)
 
 
-def _measure(fit: TreeRunner, fresh: TreeRunner, whole: Nodes, kept: Nodes, orders: Sequence[Nodes]) -> ValueTree:
-    hops = fit.routing.hops
-    effects = _supported(fresh, printed(kept, hops))
-    nodes = frozenset(effects)
+def _measure(fresh: TreeRunner, effects: Mapping[Node, Effect], kept: Nodes) -> dict[str, Any]:
+    """What is measured on fresh pairs of the printed nodes, and of those kept beside them."""
+    hops, nodes = fresh.routing.hops, frozenset(effects)
     carrying = on_paths(nodes, hops)
-    strays = kept - nodes
-    stray_effects = _effects(fresh, fresh.run(kept), strays)
-    all_live = fresh.run(whole)
-    without = fresh.error(fresh.without(all_live, nodes))
+    strays = _effects(fresh, fresh.run(kept), kept - nodes)
     wrong, counted = _by_sequence(fresh, fresh.wrong(fresh.run(nodes)).double())
     low, high = bootstrap(wrong, counted, seed=0)
-    backup = Pruner(fit).prune(connected(whole - nodes)) if without < 0.5 else frozenset()
-    return ValueTree(
-        hops=hops,
-        n_layers=fit.model.spec.n_layers,
-        carrying=tuple(effects[node] for node in sorted(carrying, reverse=True)),
-        aside=tuple(effects[node] for node in sorted(nodes - carrying, reverse=True)),
-        stray=tuple(stray_effects[node] for node in sorted(strays, reverse=True)),
-        error=float(wrong.sum() / counted.sum()),
-        low=float(low),
-        high=float(high),
-        carrying_error=fresh.error(fresh.run(carrying)),
-        kept_error=fresh.error(fresh.run(kept)),
-        whole_error=fresh.error(all_live),
-        without=without,
-        backup=backup,
-        stability=_overlap(orders),
-        sizes=tuple(map(len, orders)),
-    )
+    return {
+        "hops": hops,
+        "n_layers": fresh.model.spec.n_layers,
+        "carrying": tuple(effects[node] for node in sorted(carrying, reverse=True)),
+        "aside": tuple(effects[node] for node in sorted(nodes - carrying, reverse=True)),
+        "stray": tuple(strays[node] for node in sorted(strays, reverse=True)),
+        "error": float(wrong.sum() / counted.sum()),
+        "low": float(low),
+        "high": float(high),
+        "carrying_error": fresh.error(fresh.run(carrying)),
+        "kept_error": fresh.error(fresh.run(kept)),
+    }
 
 
 def _supported(fresh: TreeRunner, nodes: Nodes) -> dict[Node, Effect]:
@@ -237,23 +251,25 @@ class Pruner:
         """
         generator = torch.Generator().manual_seed(seed)
         depth = self.runner.model.spec.n_layers
-        state = self._start(whole, tolerance)
+        state = self._start(whole)
         floor = self.runner.error(state)
-        limit = max(tolerance, floor)
+        limit = max(tolerance, floor + tolerance / 4)
         for done, layer in enumerate(reversed(range(depth)), start=1):
             allowed = floor + (limit - floor) * done / depth
             for group in self._groups(state, layer, generator):
                 state = self._try(state, group, allowed)
-        return self._tidy(state, 2 * limit)
+        return self._tidy(state, limit + tolerance / 4)
 
-    def _start(self, whole: Nodes, tolerance: float) -> State:
-        """The smallest tier whose error leaves at least half of the tolerance; or else the best one."""
-        states = []
-        for tier in tiers(whole, self.runner.routing.hops):
-            states.append(self.runner.run(tier))
-            if self.runner.error(states[-1]) <= tolerance / 2:
-                return states[-1]
-        return min(states, key=self.runner.error)
+    def _start(self, whole: Nodes) -> State:
+        """The smallest tier with names for all its nodes that does nearly as well as the whole tree, if there is one."""
+        states = [self.runner.run(tier) for tier in tiers(whole, self.runner.routing.hops)]
+        errors = [self.runner.error(state) for state in states]
+        named = len(states) - 1
+        for slack, last in ((NEARLY_ALL, named), (2 * NEARLY_ALL, named), (6 * NEARLY_ALL, named)):
+            good = [n for n in range(last) if errors[n] <= errors[-1] + slack]
+            if good:
+                return states[good[0]]
+        return states[-1]
 
     def _groups(self, state: State, layer: int, generator: torch.Generator) -> Iterator[list[Node]]:
         here = sorted(node for node in state.nodes if node.layer == layer)
@@ -290,7 +306,7 @@ class Pruner:
         return state.nodes
 
     def _without_most(self, state: State, little: Sequence[Node], limit: float) -> State | None:
-        """The state without the longest of the heads of a list, each half as long as the one before, that the limit allows."""
+        """The state without as many first nodes of the list as the limit allows, by halving."""
         count = len(little)
         while count:
             without = self.runner.without(state, little[:count])

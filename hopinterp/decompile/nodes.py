@@ -124,7 +124,7 @@ def _is_live(node: Node, furthest: int) -> bool:
 
 
 def connected(nodes: Iterable[Node]) -> Nodes:
-    """The nodes that a path from i reaches: those at i, and those at a place that a connected node of a later block reads."""
+    """The nodes that a path from i reaches: those at i, and those at places that connected nodes of later blocks read."""
     needed, found = {START}, set[Node]()
     for here in _layers(nodes)[::-1]:
         live = [node for node in here if node.place in needed]
@@ -167,7 +167,7 @@ def derivations(nodes: Iterable[Node], hops: int) -> dict[tuple[int, ...], list[
 
 
 def reach(nodes: Iterable[Node], n_layers: int) -> tuple[int, ...]:
-    """The most hops that a node of a block ≤ ℓ makes known, for every ℓ: its jump and what earlier nodes bring where it reads.
+    """The most hops that a node of a block ≤ ℓ makes known, for every ℓ: its jump and what is known where it reads.
 
     Over value trees alone: what a query needs to know is not counted.
     """

@@ -1,4 +1,4 @@
-"""Where each head looks, as a rule of the chain, fitted to patterns; and the model run with every pattern set by its rule."""
+"""Where each head looks, as a rule of the chain, fitted to patterns; and the model run with all patterns set by rule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIXTURE_GAIN = 0.02
 """A second part must explain at least this share of the pattern's squared norm more than the best single rule. Constructed
 heads are one-hot to float32, so any value above their 1e-6 keeps them single; untrained heads never gain .01 by a pair."""
 CONTENT_FREE_GAIN = 0.02
-"""The mean pattern must explain this share more than the best named rule: where the two fit equally the named one is given."""
+"""The mean pattern must explain this share more than the best named rule: where both fit equally the named one is given."""
 NULL_FIRST = 0.90
 """Null rows that put this much on the hop token look there by rule; otherwise their mean by position is the rule."""
 _BATCH = 50
@@ -137,12 +137,16 @@ class Routing:
         return torch.where(nowhere[..., None], null_mean, made)
 
     def moved(self, layer: int, head: int, by: int) -> Routing:
-        """One head's hops moved by `by`, all else as it is; hops stay at least 1 (before hop: 0)."""
-        parts = tuple(
-            p if p.hop is None else replace(p, hop=min(max(p.hop + by, int(p.kind == "hop")), self.task.max_hops))
-            for p in self.routes[layer][head].parts
-        )
-        return self._with({(layer, head): replace(self.routes[layer][head], parts=parts)})
+        """One head's hops moved by `by`, all else as it is; find^0(i) is i itself. What would leave 0 … max_hops stays."""
+        route = self.routes[layer][head]
+        return self._with({(layer, head): replace(route, parts=tuple(self._moved(part, by) for part in route.parts))})
+
+    def _moved(self, part: Part, by: int) -> Part:
+        if part.hop is None or not 0 <= part.hop + by <= self.task.max_hops:
+            return part
+        if part.kind == "hop" and part.hop + by == 0:
+            return Part("self", share=part.share)
+        return replace(part, hop=part.hop + by)
 
     def _with(self, changed: dict[tuple[int, int], Route]) -> Routing:
         routes = tuple(

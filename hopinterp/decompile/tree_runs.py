@@ -78,47 +78,62 @@ Heads = Float[Tensor, "row head d_head"]
 
 
 @dataclass(frozen=True, eq=False)
-class Resampled:
-    """What the rows' sequences bring to the tree from outside it, for every block, sequence, position and head.
+class Outside:
+    """What sequences bring to a tree from outside it, at every position: head outputs, [sequence, position, head, d_head].
 
     Attributes:
-        z: head outputs of the model's own run, with its own patterns: what a partner stands in with.
-        null: what a head would bring by its rule for null rows, from the model's own run.
-        live: what heads without a single place to look at (content-free, same letter) bring in the routed run.
+        z: of each block in the model's own run, with its own patterns: what a partner stands in with.
+        null: of each block, what the rules for null rows gather from that run's values.
     """
 
-    z: list[Float[Tensor, "sequence position head d_head"]]
-    null: list[Float[Tensor, "sequence position head d_head"]]
-    live: list[Float[Tensor, "sequence position head d_head"]]
+    model: FusedTransformer
+    routing: Routing
+    batch: Batch
+    z: list[Tensor]
+    null: list[Tensor]
+    _routed: list[Tensor] = field(default_factory=list)  # the stream before each block of the routed run, as far as it went
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: FusedTransformer, routing: Routing, batch: Batch) -> Resampled:
-        """Run the batch twice: on the model's own patterns, and on the routes."""
-        z, null, live = [], [], []
-        x = routed = model.embed(batch.tokens)
+    def of(cls, model: FusedTransformer, routing: Routing, batch: Batch) -> Outside:
+        """Run the model on the batch."""
+        outside = cls(model, routing, batch, [], [], [model.embed(batch.tokens)])
+        x = outside._routed[0]
         for layer in range(model.spec.n_layers):
             q, k, v = model.qkv(model.norm(x, f"blocks.{layer}.ln1"), layer)
-            own = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=model.scale)
-            z.append(own.transpose(1, 2).contiguous())
+            z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=model.scale)
+            outside.z.append(z.transpose(1, 2))
             first = torch.tensor([route.null == "first" for route in routing.routes[layer]], device=v.device)
             n = v.shape[2]
-            at_null = torch.where(first[:, None, None], v[:, :, :1], routing.null_mean[layer, :, :n, :n] @ v)
-            null.append(at_null.transpose(1, 2).contiguous())
-            _, _, v = model.qkv(model.norm(routed, f"blocks.{layer}.ln1"), layer)
-            by_rule = routing.pattern(batch, layer) @ v
-            live.append(by_rule.transpose(1, 2).contiguous())
-            x, routed = (_block_end(model, s + model.attn_out(o, layer), layer) for s, o in ((x, own), (routed, by_rule)))
-        return cls(z, null, live)
+            null = torch.where(first[:, None, None], v[:, :, :1], routing.null_mean[layer, :, :n, :n] @ v)
+            outside.null.append(null.transpose(1, 2))
+            if layer + 1 < model.spec.n_layers:
+                x = block_end(model, x + model.attn_out(z, layer), layer)
+        return outside
+
+    @torch.no_grad()
+    def live(self, layer: int) -> Float[Tensor, "sequence position head d_head"]:
+        """What a block's heads bring when all patterns are set by rule: for leaves, which no single place feeds."""
+        for earlier in range(len(self._routed) - 1, layer):
+            z = self._by_rule(earlier)
+            mid = self._routed[earlier] + self.model.attn_out(z, earlier)
+            self._routed.append(block_end(self.model, mid, earlier))
+        return self._by_rule(layer).transpose(1, 2)
+
+    def _by_rule(self, layer: int) -> Float[Tensor, "sequence head position d_head"]:
+        _, _, v = self.model.qkv(self.model.norm(self._routed[layer], f"blocks.{layer}.ln1"), layer)
+        z: Tensor = self.routing.pattern(self.batch, layer) @ v
+        return z
 
 
-def _block_end(model: FusedTransformer, mid: Tensor, layer: int) -> Tensor:
+def block_end(model: FusedTransformer, mid: Tensor, layer: int) -> Tensor:
+    """A block's output from resid_mid."""
     return mid if model.spec.attn_only else mid + model.mlp(model.norm(mid, f"blocks.{layer}.ln2"), layer)
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """One tree's run: the stream at each place it needs, before every block and after the last, and the values read there."""
+    """One tree's run: the stream at each place it needs, before every block and after the last, and the values read."""
 
     nodes: Nodes
     streams: list[dict[Place, Stream]]
@@ -131,20 +146,21 @@ class TreeRunner:
     """Runs the model at the places of a tree only: kept nodes are live, every other head output is the partner's.
 
     A node that is not kept leaves its share of the head's output to the partner's own output of that head at the same
-    position. Embeddings and MLPs stay live at every place. The same position under two names (find^j(i) is the position before
-    find^(j+1)(i) in no training sequence, but find^j(i) − 1 can be find^(j+1)(i)) is computed twice, once for each name.
+    position. On rows that are null for a kept node its head does what its rule says of null rows, with the partner's values:
+    nothing of the chain is read there. Embeddings and MLPs stay live at every place. Two places can be one position
+    (find^j(i) − 1 is find^(j+1)(i) for one link in three): it is computed for each of them, with what is kept there.
     """
 
     model: FusedTransformer
     routing: Routing
     rows: Rows
-    outside: Resampled
+    outside: Outside
     _cache: dict[object, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: FusedTransformer, routing: Routing, rows: Rows) -> TreeRunner:
         """With what lies outside the tree computed from the rows' sequences."""
-        return cls(model, routing, rows, Resampled.of(model, routing, rows.batch))
+        return cls(model, routing, rows, Outside.of(model, routing, rows.batch))
 
     # -- what does not depend on the tree -----------------------------------------------------------------------------
 
@@ -164,8 +180,15 @@ class TreeRunner:
         key = (name, layer, place)
         if key not in self._cache:
             who = self.rows.sequence if name == "live" else self.rows.partner
-            self._cache[key] = getattr(self.outside, name)[layer][who, self._position(place).clamp_min(0)]
+            self._cache[key] = self._everywhere(name, layer)[who, self._position(place).clamp_min(0)]
         return self._cache[key]
+
+    def _everywhere(self, name: str, layer: int) -> Tensor:
+        if name != "live":
+            return (self.outside.z if name == "z" else self.outside.null)[layer]
+        if (name, layer) not in self._cache:
+            self._cache[name, layer] = self.outside.live(layer)
+        return self._cache[name, layer]
 
     def _share(self, node: Node) -> tuple[Float[Tensor, "row 1"], Bool[Tensor, "row 1"]]:
         """A node's share of its head's output in every row, and where it reads its target and not a null row's rule."""
@@ -264,7 +287,7 @@ class TreeRunner:
         z = torch.stack([self._z(layer, place, nodes.get(place, ()), values) for place in streams])
         p, name = self.model.parameters, f"blocks.{layer}.attn."
         out = F.linear(z.flatten(2), p[name + "W_O"].flatten(0, 1).T, p[name + "b_O"])
-        after = _block_end(self.model, torch.stack(list(streams.values())) + out, layer)
+        after = block_end(self.model, torch.stack(list(streams.values())) + out, layer)
         return dict(zip(streams, after, strict=True))
 
     def _z(self, layer: int, place: Place, nodes: Collection[Node], values: Mapping[Place, Heads]) -> Heads:
