@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -25,8 +25,8 @@ LEAST_EFFECT = 0.01
 """A node whose removal raises the error on the fitting pairs by less is taken away at the end, while the error stays within
 a quarter above the tolerance: with 800 fresh rows less than this would hardly show. Nodes of constructed models have .7."""
 NEARLY_ALL = 0.01
-"""Pruning starts from the smallest tier whose nodes have a name and whose error is no more than this above that of all that the
-routes reach; else no more than 2 or 6 times this; else from all. Constructed models: the first tier, at 0."""
+"""Pruning starts from the smallest tier (their nodes have names) whose error is no more than this above that of all that the
+routes reach; else from the best one, up to 6 times this above; else from all. Constructed models: the first tier, at 0."""
 ORDERS = 3
 
 
@@ -135,14 +135,15 @@ def find_tree(
         return TreeRunner.of(model, routing, rows)
 
     whole, fit = reachable(routing), runner(2 / 3, 3, 1)
-    kept = [Pruner(fit).prune(whole, seed=order) for order in range(orders)]
+    pruner = Pruner(fit, whole)
+    kept = [pruner.prune(seed=order) for order in range(orders)]
     best = min(kept, key=lambda nodes: _rank(fit, nodes))
     fresh = runner(1, 4, 2)
     effects = _supported(fresh, printed(best, routing.hops))
     all_live = runner(0.4, 4, 3)
     state = all_live.run(whole)
     without = all_live.error(all_live.without(state, effects))
-    backup = Pruner(fit).prune(connected(whole - effects.keys())) if without < 0.5 else frozenset()
+    backup = Pruner(fit, connected(whole - effects.keys())).prune() if without < 0.5 else frozenset()
     measured = _measure(fresh, effects, best)
     return ValueTree(
         **measured,
@@ -225,24 +226,31 @@ def _overlap(sets: Sequence[Nodes]) -> float:
 # -- pruning ----------------------------------------------------------------------------------------------------------
 
 
-def tiers(whole: Nodes, hops: int) -> list[Nodes]:
-    """Ever larger parts of the whole tree, each with a reason: what can carry the answer's letter; also what can carry the
-    letters of hops k − 1 and k − 2; also what block 0 writes at the places of all these, which tells of the letters before
-    them; everything."""
+def tiers(whole: Nodes, hops: int) -> Iterator[Nodes]:
+    """Ever larger parts of the whole tree, whose nodes have a name: what can carry the answer's letter; also what can carry
+    that of hop k − 1, and of hop k − 2; also what block 0 writes at the places of all these."""
     answer, aside = on_paths(whole, hops), [on_paths(whole, j) for j in _aside_hops(hops)]
-    excluding = answer.union(*aside[-1:])
-    guessing = answer.union(*aside)
-    block0 = {node for node in whole if node.layer == 0}
-    return [answer, excluding, guessing, connected(answer | block0), connected(guessing | block0), whole]
+    yield answer
+    yield answer.union(*aside[-1:])
+    yield answer.union(*aside)
+    yield printed(whole, hops)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pruner:
-    """Takes nodes away from a tree while the error on the fitting pairs stays within a limit."""
+    """Takes nodes away from a tree while the error on the fitting pairs stays within a limit.
+
+    Attributes:
+        whole: the tree to start from.
+        tolerance: see TOLERANCE. A tree that cannot do as well may lose a quarter of it more than it starts with.
+    """
 
     runner: TreeRunner
+    whole: Nodes
+    tolerance: float = TOLERANCE
+    _errors: dict[Nodes, float] = field(default_factory=dict)
 
-    def prune(self, whole: Nodes, tolerance: float = TOLERANCE, seed: int = 0) -> Nodes:
+    def prune(self, seed: int = 0) -> Nodes:
         """What is left when, from the last block down, every node went without which the error stays within the tolerance.
 
         Sets are tried before single nodes: first all that lies outside a tier, then halves. Within a block the order is
@@ -251,33 +259,37 @@ class Pruner:
         """
         generator = torch.Generator().manual_seed(seed)
         depth = self.runner.model.spec.n_layers
-        state = self._start(whole)
+        state = self._start
         floor = self.runner.error(state)
-        limit = max(tolerance, floor + tolerance / 4)
+        limit = max(self.tolerance, floor + self.tolerance / 4)
         for done, layer in enumerate(reversed(range(depth)), start=1):
             allowed = floor + (limit - floor) * done / depth
             for group in self._groups(state, layer, generator):
                 state = self._try(state, group, allowed)
-        return self._tidy(state, limit + tolerance / 4)
+        return self._tidy(state, limit + self.tolerance / 4).nodes
 
-    def _start(self, whole: Nodes) -> State:
+    @cached_property
+    def _start(self) -> State:
         """The smallest tier with names for all its nodes that does nearly as well as the whole tree, if there is one."""
-        states = [self.runner.run(tier) for tier in tiers(whole, self.runner.routing.hops)]
-        errors = [self.runner.error(state) for state in states]
-        named = len(states) - 1
-        for slack, last in ((NEARLY_ALL, named), (2 * NEARLY_ALL, named), (6 * NEARLY_ALL, named)):
-            good = [n for n in range(last) if errors[n] <= errors[-1] + slack]
-            if good:
-                return states[good[0]]
-        return states[-1]
+        whole = self.runner.run(self.whole)
+        least = self.runner.error(whole)
+        named: list[State] = []
+        for tier in tiers(self.whole, self.runner.routing.hops):
+            named.append(self.runner.run(tier))
+            if self.runner.error(named[-1]) <= least + NEARLY_ALL:
+                return named[-1]
+        best = min(map(self.runner.error, named))
+        if best > least + 6 * NEARLY_ALL:
+            return whole
+        return next(state for state in named if self.runner.error(state) <= best + NEARLY_ALL / 2)
 
     def _groups(self, state: State, layer: int, generator: torch.Generator) -> Iterator[list[Node]]:
         here = sorted(node for node in state.nodes if node.layer == layer)
         drawn = [here[n] for n in torch.randperm(len(here), generator=generator).tolist()]
         hops = self.runner.routing.hops
-        useful, aside = on_paths(state.nodes, hops), printed(state.nodes, hops)
-        yield [node for node in drawn if node not in aside]
-        yield [node for node in drawn if node in aside and node not in useful]
+        useful, named = on_paths(state.nodes, hops), printed(state.nodes, hops)
+        yield [node for node in drawn if node not in named]
+        yield [node for node in drawn if node in named and node not in useful]
         yield [node for node in drawn if node in useful]
 
     def _try(self, state: State, tried: list[Node], allowed: float) -> State:
@@ -285,32 +297,30 @@ class Pruner:
         tried = [node for node in tried if node in state.nodes]
         if not tried:
             return state
-        without = self.runner.without(state, tried)
-        if self.runner.error(without) <= allowed + 1e-9:
-            return without
+        if self._error_without(state, tried) <= allowed:
+            return self.runner.without(state, tried)
         if len(tried) == 1:
             return state
         half = len(tried) // 2
         return self._try(self._try(state, tried[:half], allowed), tried[half:], allowed)
 
-    def _tidy(self, state: State, limit: float) -> Nodes:
+    def _error_without(self, state: State, removed: Collection[Node]) -> float:
+        """Error without some nodes; the orders meet in the same sets, which are run once."""
+        nodes = connected(state.nodes - frozenset(removed))
+        if nodes not in self._errors:
+            self._errors[nodes] = self.runner.error(self.runner.without(state, removed)) - 1e-9  # rounding is no rise
+        return self._errors[nodes]
+
+    def _tidy(self, state: State, limit: float) -> State:
         """Take away nodes that hardly matter, as many of the least as the limit allows at once, until all matter."""
         while state.nodes:
-            error = self.runner.error(state)
-            rises = {node: self.runner.error(self.runner.without(state, [node])) - error for node in state.nodes}
-            little = sorted((node for node in rises if rises[node] < LEAST_EFFECT), key=lambda node: (rises[node], node))
-            smaller = self._without_most(state, little, limit)
-            if smaller is None:
+            least = self.runner.error(state) + LEAST_EFFECT
+            errors = {node: self._error_without(state, [node]) for node in state.nodes}
+            little = sorted((node for node in errors if errors[node] < least), key=lambda node: (errors[node], node))
+            count = len(little)
+            while count and self._error_without(state, little[:count]) > limit:
+                count //= 2
+            if not count:
                 break
-            state = smaller
-        return state.nodes
-
-    def _without_most(self, state: State, little: Sequence[Node], limit: float) -> State | None:
-        """The state without as many first nodes of the list as the limit allows, by halving."""
-        count = len(little)
-        while count:
-            without = self.runner.without(state, little[:count])
-            if self.runner.error(without) <= limit + 1e-9:
-                return without
-            count //= 2
-        return None
+            state = self.runner.without(state, little[:count])
+        return state
