@@ -108,6 +108,11 @@ class Routing:
         return replace(self, routes=tuple(tuple(route.hard for route in block) for block in self.routes))
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether any head's rule has two parts."""
+        return any(len(route.parts) > 1 for _, _, route in self.heads)
+
+    @property
     def heads(self) -> Iterator[tuple[int, int, Route]]:
         """Layer, head and route of every head."""
         return ((layer, head, route) for layer, block in enumerate(self.routes) for head, route in enumerate(block))
