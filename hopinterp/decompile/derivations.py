@@ -24,9 +24,8 @@ models, whose trees are exact, come out the same with any value up to .2; untrai
 LEAST_EFFECT = 0.01
 """A node whose removal raises the error on the fitting pairs by less is taken away at the end, while the error stays within
 a quarter above the tolerance: with 800 fresh rows less than this would hardly show. Nodes of constructed models have .7."""
-NEARLY_ALL = 0.01
-"""Pruning starts from the smallest tier (their nodes have names) whose error is no more than this above that of all that the
-routes reach; else from the best one, up to 6 times this above; else from all. Constructed models: the first tier, at 0."""
+WELL = 1.5
+"""Times the tolerance: a tree found from one tier that does no worse on the fitting pairs makes larger tiers needless."""
 ORDERS = 3
 
 
@@ -137,7 +136,7 @@ def find_tree(
     whole, fit = reachable(routing), runner(2 / 3, 3, 1)
     pruner = Pruner(fit, whole)
     kept = [pruner.prune(seed=order) for order in range(orders)]
-    best = min(kept, key=lambda nodes: _rank(fit, nodes))
+    best = min(kept, key=pruner.rank)
     fresh = runner(1, 4, 2)
     effects = _supported(fresh, printed(best, routing.hops))
     all_live = runner(0.4, 4, 3)
@@ -153,12 +152,6 @@ def find_tree(
         stability=_overlap(kept),
         sizes=tuple(map(len, kept)),
     )
-
-
-def _rank(fit: TreeRunner, kept: Nodes) -> tuple[float, int]:
-    """Trees whose printed nodes do well by themselves come first, the smaller ones before the larger."""
-    error = fit.error(fit.run(printed(kept, fit.routing.hops)))
-    return max(error, 1.5 * TOLERANCE), len(kept)
 
 
 def _measure(fresh: TreeRunner, effects: Mapping[Node, Effect], kept: Nodes) -> dict[str, Any]:
@@ -242,55 +235,63 @@ class Pruner:
 
     Attributes:
         whole: the tree to start from.
-        tolerance: see TOLERANCE. A tree that cannot do as well may lose a quarter of it more than it starts with.
+        tolerance: see TOLERANCE.
     """
 
     runner: TreeRunner
     whole: Nodes
     tolerance: float = TOLERANCE
     _errors: dict[Nodes, float] = field(default_factory=dict)
+    _states: dict[Nodes, State] = field(default_factory=dict)
 
     def prune(self, seed: int = 0) -> Nodes:
         """What is left when, from the last block down, every node went without which the error stays within the tolerance.
 
         Sets are tried before single nodes: first all that lies outside a tier, then halves. Within a block the order is
-        drawn, but nodes on no derivation go before those on one. Every block may use up an equal part of what the tolerance
-        leaves, or the last one would use it all on nodes that matter and keep all below.
+        drawn, but nodes on no derivation go before those on one. The smallest tier from which a tree with names for all its
+        nodes is found that does well is the one to start from; where there is none, the best tree of all tiers is taken.
         """
-        generator = torch.Generator().manual_seed(seed)
+        found: list[Nodes] = []
+        for tier in (*tiers(self.whole, self.runner.routing.hops), self.whole):
+            state = self._run(tier)
+            found.append(self._descend(state, torch.Generator().manual_seed(seed)).nodes)
+            if self.rank(found[-1])[0] <= WELL * self.tolerance:
+                break
+        return min(found, key=self.rank)
+
+    def _run(self, nodes: Nodes) -> State:
+        """A run from scratch, kept: all orders start from the same tiers."""
+        if nodes not in self._states:
+            self._states[nodes] = self.runner.run(nodes)
+        return self._states[nodes]
+
+    def rank(self, nodes: Nodes) -> tuple[float, int]:
+        """Trees whose named nodes do well by themselves come first, the smaller ones before the larger."""
+        state = self.runner.run(printed(nodes, self.runner.routing.hops))
+        return max(self.runner.error(state), WELL * self.tolerance), len(nodes)
+
+    def _descend(self, state: State, generator: torch.Generator) -> State:
+        """Every block may use up an equal part of the tolerance, or the last one would use it all on nodes that matter and
+        keep all below. A tree that does worse than the tolerance may lose a quarter of it, and keeps what it gains: some
+        nodes do harm alone, for what they bring fits nothing else that is kept."""
         depth = self.runner.model.spec.n_layers
-        state = self._start
-        floor = self.runner.error(state)
-        limit = max(self.tolerance, floor + self.tolerance / 4)
         for done, layer in enumerate(reversed(range(depth)), start=1):
-            allowed = floor + (limit - floor) * done / depth
-            for group in self._groups(state, layer, generator):
-                state = self._try(state, group, allowed)
-        return self._tidy(state, limit + self.tolerance / 4).nodes
+            for part in range(3):
+                allowed = max(self.tolerance * done / depth, self.runner.error(state) + self.tolerance / 4 / depth)
+                state = self._try(state, self._groups(state, layer, generator)[part], allowed)
+        return self._tidy(state, max(self.tolerance, self.runner.error(state)) + self.tolerance / 4)
 
-    @cached_property
-    def _start(self) -> State:
-        """The smallest tier with names for all its nodes that does nearly as well as the whole tree, if there is one."""
-        whole = self.runner.run(self.whole)
-        least = self.runner.error(whole)
-        named: list[State] = []
-        for tier in tiers(self.whole, self.runner.routing.hops):
-            named.append(self.runner.run(tier))
-            if self.runner.error(named[-1]) <= least + NEARLY_ALL:
-                return named[-1]
-        best = min(map(self.runner.error, named))
-        if best > least + 6 * NEARLY_ALL:
-            return whole
-        return next(state for state in named if self.runner.error(state) <= best + NEARLY_ALL / 2)
-
-    def _groups(self, state: State, layer: int, generator: torch.Generator) -> Iterator[list[Node]]:
+    def _groups(self, state: State, layer: int, generator: torch.Generator) -> tuple[list[Node], list[Node], list[Node]]:
+        """A block's nodes in a drawn order: those without a name, those on no derivation, those on one."""
         here = sorted(node for node in state.nodes if node.layer == layer)
         drawn = [here[n] for n in torch.randperm(len(here), generator=generator).tolist()]
         hops = self.runner.routing.hops
         useful, named = on_paths(state.nodes, hops), printed(state.nodes, hops)
-        yield [node for node in drawn if node not in named]
-        yield [node for node in drawn if node in named and node not in useful]
-        yield [node for node in drawn if node in useful]
+        return (
+            [node for node in drawn if node not in named],
+            [node for node in drawn if node in named and node not in useful],
+            [node for node in drawn if node in useful],
+        )
 
     def _try(self, state: State, tried: list[Node], allowed: float) -> State:
         """Remove a set at once where the error allows it; otherwise each half in turn."""

@@ -19,9 +19,9 @@ Pattern = Float[Tensor, "batch head query key"]
 
 LEAST_SHARE = 0.15
 """Of each part of a mixture (the issue's definition of a rule)."""
-MIXTURE_GAIN = 0.02
-"""A second part must explain at least this share of the pattern's squared norm more than the best single rule. Constructed
-heads are one-hot to float32, so any value above their 1e-6 keeps them single; untrained heads never gain .01 by a pair."""
+MIXTURE_GAIN = 0.005
+"""A second part must explain at least this share of the pattern's squared norm more than the best single rule. Heads of
+constructed models are one-hot to 1e-6, so that any value above that keeps them single."""
 CONTENT_FREE_GAIN = 0.02
 """The mean pattern must explain this share more than the best named rule: where both fit equally the named one is given."""
 NULL_FIRST = 0.90

@@ -20,18 +20,19 @@ from hopinterp.task import Batch, HopTask
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Positions whose answers are watched, each with another sequence that stands in for all that is not kept.
+    """Positions whose answers are watched, each with one of another sequence that stands in for all that is not kept.
 
     Attributes:
         batch: the sequences; all ask for one k.
-        sequence, partner: which sequence each row watches, and which one stands in.
-        position: i, drawn among the scored positions.
+        sequence, position: which sequence each row watches, and i, drawn among its scored positions.
+        partner, partner_position: which sequence stands in, and the scored position whose chain is put in place of i's.
     """
 
     batch: Batch
     sequence: Int[Tensor, " row"]
-    partner: Int[Tensor, " row"]
     position: Int[Tensor, " row"]
+    partner: Int[Tensor, " row"]
+    partner_position: Int[Tensor, " row"]
 
     @property
     def answer(self) -> Int[Tensor, " row"]:
@@ -43,32 +44,35 @@ class Rows:
         """find^j(i), j = 0 … max_hops."""
         return self.batch.find[self.sequence, :, self.position]
 
+    @cached_property
+    def partner_chain(self) -> Int[Tensor, "row chain"]:
+        """find^j of the partner's position in the partner's sequence."""
+        return self.batch.find[self.partner, :, self.partner_position]
+
     def __len__(self) -> int:
         return len(self.sequence)
 
     @classmethod
     def draw(cls, task: HopTask, hops: int, sequences: int, *, positions: int = 2, partners: int = 2, seed: int = 0) -> Rows:
-        """`positions` scored positions of each sequence, each with `partners` other sequences of the same draw.
+        """`positions` scored positions of each sequence, each with as many `partners`: rows of other sequences of the draw.
 
         Raises:
-            HopInterpError: fewer sequences than partners need, or none of them has a chain of k links.
+            HopInterpError: fewer than two of the sequences have a chain of k links.
         """
-        if sequences <= partners:
-            raise HopInterpError(f"sequences is {sequences}; with {partners} partners each, {partners + 1} are needed")
         generator = torch.Generator().manual_seed(seed)
         batch = task.sample(sequences, hops=hops, generator=generator)
-        order = (
-            torch.rand(batch.tokens.shape, generator=generator).masked_fill(~batch.scored, -1).argsort(1, descending=True)
-        )
-        chosen = order[:, :positions]
-        usable = batch.scored.gather(1, chosen)
-        shift = torch.rand(sequences, sequences - 1, generator=generator).argsort(1)[:, :partners] + 1
-        partner = (torch.arange(sequences)[:, None] + shift) % sequences
-        sequence, which = usable.nonzero().T
-        if not len(sequence):
-            raise HopInterpError(f"none of {sequences} sequences has a chain of {hops} links")
-        position = chosen[sequence, which].repeat_interleave(partners)
-        return cls(batch, sequence.repeat_interleave(partners), partner[sequence].flatten(), position)
+        drawn = torch.rand(batch.tokens.shape, generator=generator).masked_fill(~batch.scored, -1)
+        chosen = drawn.argsort(1, descending=True)[:, :positions]
+        sequence, which = batch.scored.gather(1, chosen).nonzero().T
+        if len(sequence.unique()) < 2:
+            raise HopInterpError(f"fewer than two of {sequences} sequences have a chain of {hops} links")
+        position = chosen[sequence, which]
+        preference = torch.rand(len(sequence), len(sequence), generator=generator)
+        other = preference.masked_fill(sequence[:, None] == sequence, -1).argsort(1, descending=True)[:, :partners]
+        sequence, position = (x.repeat_interleave(other.shape[1]) for x in (sequence, position))
+        first = torch.arange(len(other)) * other.shape[1]
+        partner = first[other.flatten()]
+        return cls(batch, sequence, position, sequence[partner], position[partner])
 
 
 # -- runs of a tree ---------------------------------------------------------------------------------------------------
@@ -145,10 +149,12 @@ class State:
 class TreeRunner:
     """Runs the model at the places of a tree only: kept nodes are live, every other head output is the partner's.
 
-    A node that is not kept leaves its share of the head's output to the partner's own output of that head at the same
-    position. On rows that are null for a kept node its head does what its rule says of null rows, with the partner's values:
-    nothing of the chain is read there. Embeddings and MLPs stay live at every place. Two places can be one position
-    (find^j(i) − 1 is find^(j+1)(i) for one link in three): it is computed for each of them, with what is kept there.
+    A node that is not kept leaves its share of the head's output to the partner's: what that head brings in the partner's
+    own run, with its own patterns, at the same place of the partner's chain (at the same position, where that chain is
+    shorter). What is put in is thus a whole story of another chain, of which nothing tells of this one. On rows that are null for a
+    kept node its head does what its rule says of null rows, with the partner's values: nothing of the chain is read there.
+    Embeddings and MLPs stay live at every place. Two places can be one position (find^j(i) − 1 is find^(j+1)(i) for one
+    link in three): it is computed for each of them, with what is kept there.
     """
 
     model: FusedTransformer
@@ -179,8 +185,10 @@ class TreeRunner:
     def _outside(self, name: str, layer: int, place: Place) -> Heads:
         key = (name, layer, place)
         if key not in self._cache:
-            who = self.rows.sequence if name == "live" else self.rows.partner
-            self._cache[key] = self._everywhere(name, layer)[who, self._position(place).clamp_min(0)]
+            own, rows = self._position(place).clamp_min(0), self.rows
+            there = place.of(rows.partner_chain)
+            at = torch.where(there >= 0, there, own) if name == "z" else own
+            self._cache[key] = self._everywhere(name, layer)[rows.sequence if name == "live" else rows.partner, at]
         return self._cache[key]
 
     def _everywhere(self, name: str, layer: int) -> Tensor:
