@@ -242,28 +242,27 @@ class Pruner:
     whole: Nodes
     tolerance: float = TOLERANCE
     _errors: dict[Nodes, float] = field(default_factory=dict)
-    _states: dict[Nodes, State] = field(default_factory=dict)
 
     def prune(self, seed: int = 0) -> Nodes:
         """What is left when, from the last block down, every node went without which the error stays within the tolerance.
 
         Sets are tried before single nodes: first all that lies outside a tier, then halves. Within a block the order is
-        drawn, but nodes on no derivation go before those on one. The smallest tier from which a tree with names for all its
-        nodes is found that does well is the one to start from; where there is none, the best tree of all tiers is taken.
+        drawn from the seed, but nodes on no derivation go before those on one.
         """
-        found: list[Nodes] = []
-        for tier in (*tiers(self.whole, self.runner.routing.hops), self.whole):
-            state = self._run(tier)
-            found.append(self._descend(state, torch.Generator().manual_seed(seed)).nodes)
-            if self.rank(found[-1])[0] <= WELL * self.tolerance:
-                break
-        return min(found, key=self.rank)
+        return self._descend(self._start, torch.Generator().manual_seed(seed)).nodes
 
-    def _run(self, nodes: Nodes) -> State:
-        """A run from scratch, kept: all orders start from the same tiers."""
-        if nodes not in self._states:
-            self._states[nodes] = self.runner.run(nodes)
-        return self._states[nodes]
+    @cached_property
+    def _start(self) -> State:
+        """The smallest tier from which a tree with names for all its nodes is found that does well; where there is none, the
+        one of all tiers, and the whole tree, from which the best is found. Tried in one order: the others start there."""
+        found: list[tuple[tuple[float, int], State]] = []
+        for tier in (*tiers(self.whole, self.runner.routing.hops), self.whole):
+            state = self.runner.run(tier)
+            rank = self.rank(self._descend(state, torch.Generator().manual_seed(0)).nodes)
+            found.append((rank, state))
+            if rank[0] <= WELL * self.tolerance:
+                break
+        return min(found, key=lambda pair: pair[0])[1]
 
     def rank(self, nodes: Nodes) -> tuple[float, int]:
         """Trees whose named nodes do well by themselves come first, the smaller ones before the larger."""

@@ -151,10 +151,10 @@ class TreeRunner:
 
     A node that is not kept leaves its share of the head's output to the partner's: what that head brings in the partner's
     own run, with its own patterns, at the same place of the partner's chain (at the same position, where that chain is
-    shorter). What is put in is thus a whole story of another chain, of which nothing tells of this one. On rows that are null for a
-    kept node its head does what its rule says of null rows, with the partner's values: nothing of the chain is read there.
-    Embeddings and MLPs stay live at every place. Two places can be one position (find^j(i) − 1 is find^(j+1)(i) for one
-    link in three): it is computed for each of them, with what is kept there.
+    shorter). What is put in is thus a whole story of another chain, of which nothing tells of this one. On rows that are
+    null for a kept node its head does what its rule says of null rows, with the partner's values: nothing of the chain is
+    read there. Embeddings and MLPs stay live at every place. Two places can be one position (find^j(i) − 1 is find^(j+1)(i)
+    for one link in three): it is computed for each of them, with what is kept there.
     """
 
     model: FusedTransformer
