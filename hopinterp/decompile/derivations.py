@@ -159,7 +159,7 @@ def _measure(fresh: TreeRunner, effects: Mapping[Node, Effect], kept: Nodes) -> 
     hops, nodes = fresh.routing.hops, frozenset(effects)
     carrying = on_paths(nodes, hops)
     strays = _effects(fresh, fresh.run(kept), kept - nodes)
-    wrong, counted = _by_sequence(fresh, fresh.wrong(fresh.run(nodes)).double())
+    wrong, counted = by_sequence(fresh, fresh.wrong(fresh.run(nodes)).double())
     low, high = bootstrap(wrong, counted, seed=0)
     return {
         "hops": hops,
@@ -193,7 +193,7 @@ def _effects(runner: TreeRunner, state: State, nodes: Collection[Node]) -> dict[
     ordered = sorted(nodes)
     before = runner.wrong(state).double()
     rises = torch.stack([runner.wrong(runner.without(state, [node])).double() - before for node in ordered], dim=1)
-    rise, counted = _by_sequence(runner, rises)
+    rise, counted = by_sequence(runner, rises)
     low, high = bootstrap_ratio(rise, counted, seed=0)
     mean = rise.sum(0) / counted.sum(0)
     return {
@@ -201,7 +201,7 @@ def _effects(runner: TreeRunner, state: State, nodes: Collection[Node]) -> dict[
     }
 
 
-def _by_sequence(
+def by_sequence(
     runner: TreeRunner, values: Float[Tensor, "row ..."]
 ) -> tuple[Float[Tensor, "sequence ..."], Float[Tensor, "sequence ..."]]:
     """Sums of values over each sequence's rows, and how many rows those are."""

@@ -88,6 +88,7 @@ class Outside:
     Attributes:
         z: of each block in the model's own run, with its own patterns: what a partner stands in with.
         null: of each block, what the rules for null rows gather from that run's values.
+        v: of each block, the values themselves.
     """
 
     model: FusedTransformer
@@ -95,18 +96,20 @@ class Outside:
     batch: Batch
     z: list[Tensor]
     null: list[Tensor]
+    v: list[Tensor]
     _routed: list[Tensor] = field(default_factory=list)  # the stream before each block of the routed run, as far as it went
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: FusedTransformer, routing: Routing, batch: Batch) -> Outside:
         """Run the model on the batch."""
-        outside = cls(model, routing, batch, [], [], [model.embed(batch.tokens)])
+        outside = cls(model, routing, batch, [], [], [], [model.embed(batch.tokens)])
         x = outside._routed[0]
         for layer in range(model.spec.n_layers):
             q, k, v = model.qkv(model.norm(x, f"blocks.{layer}.ln1"), layer)
             z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=model.scale)
             outside.z.append(z.transpose(1, 2))
+            outside.v.append(v.transpose(1, 2))
             first = torch.tensor([route.null == "first" for route in routing.routes[layer]], device=v.device)
             n = v.shape[2]
             null = torch.where(first[:, None, None], v[:, :, :1], routing.null_mean[layer, :, :n, :n] @ v)
@@ -223,6 +226,10 @@ class TreeRunner:
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
+    def given(self, state: State, node: Node, brings: Heads) -> State:
+        """A tree whose node brings something else than what it reads."""
+        return self._update(state, state.nodes, {node: brings})
+
     def run(self, nodes: Nodes) -> State:
         """The tree from scratch."""
         nodes = connected(nodes)
@@ -246,7 +253,7 @@ class TreeRunner:
         return self.model.spec.n_layers
 
     @torch.no_grad()
-    def _update(self, old: State, nodes: Nodes) -> State:
+    def _update(self, old: State, nodes: Nodes, given: Mapping[Node, Heads] | None = None) -> State:
         """Layer by layer: the places the tree needs, of which those are computed anew whose nodes or sources changed."""
         needed = _needed(nodes, self._depth)
         by_place = _by_place(nodes, self._depth)
@@ -265,10 +272,10 @@ class TreeRunner:
                 if p in changed
                 or p not in old.streams[layer + 1]
                 or by_place[layer].get(p) != before[layer].get(p)
-                or any(n.target in changed for n in by_place[layer].get(p, ()))
+                or any(n.target in changed or (given and n in given) for n in by_place[layer].get(p, ()))
             ]
             streams.append({p: old.streams[layer + 1][p] for p in needed[layer + 1] if p not in moved})
-            streams[-1] |= self._step(layer, {p: streams[layer][p] for p in moved}, by_place[layer], values[-1])
+            streams[-1] |= self._step(layer, {p: streams[layer][p] for p in moved}, by_place[layer], values[-1], given or {})
             changed = set(moved)
         logits = self.model.unembed(streams[-1][START]) if changed or not len(old.logits) else old.logits
         return State(nodes, streams, values, logits)
@@ -288,17 +295,25 @@ class TreeRunner:
         streams: Mapping[Place, Stream],
         nodes: Mapping[Place, Collection[Node]],
         values: Mapping[Place, Heads],
+        given: Mapping[Node, Heads],
     ) -> dict[Place, Stream]:
         """One block at some places."""
         if not streams:
             return {}
-        z = torch.stack([self._z(layer, place, nodes.get(place, ()), values) for place in streams])
+        z = torch.stack([self._z(layer, place, nodes.get(place, ()), values, given) for place in streams])
         p, name = self.model.parameters, f"blocks.{layer}.attn."
         out = F.linear(z.flatten(2), p[name + "W_O"].flatten(0, 1).T, p[name + "b_O"])
         after = block_end(self.model, torch.stack(list(streams.values())) + out, layer)
         return dict(zip(streams, after, strict=True))
 
-    def _z(self, layer: int, place: Place, nodes: Collection[Node], values: Mapping[Place, Heads]) -> Heads:
+    def _z(
+        self,
+        layer: int,
+        place: Place,
+        nodes: Collection[Node],
+        values: Mapping[Place, Heads],
+        given: Mapping[Node, Heads],
+    ) -> Heads:
         """All heads' outputs at one place."""
         partner = self._outside("z", layer, place)
         if not nodes:
@@ -309,8 +324,8 @@ class TreeRunner:
             if node.target is None:
                 brings = self._outside("live", layer, place)[:, node.head]
             else:
-                null = self._outside("null", layer, place)[:, node.head]
-                brings = torch.where(valid, values[node.target][:, node.head], null)
+                read = given[node] if node in given else values[node.target][:, node.head]
+                brings = torch.where(valid, read, self._outside("null", layer, place)[:, node.head])
             z[:, node.head] += share * (brings - partner[:, node.head])
         return z
 
