@@ -91,7 +91,7 @@ class Pointers:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: FusedTransformer, routing: Routing, sequences: int = 40, seed: int = 0) -> Pointers:
+    def of(cls, model: FusedTransformer, routing: Routing, sequences: int = 30, seed: int = 0) -> Pointers:
         """On fresh sequences."""
         rows = Rows.draw(routing.task, routing.hops, sequences, positions=2, partners=2, seed=seed)
         outside = Outside.of(model, routing, rows.batch)
@@ -163,9 +163,8 @@ class _Query:
         q = F.linear(normed, p[name + "W_Q"][self.head].T, p[name + "b_Q"][self.head])
         scores = (self.keys @ q[..., None])[..., 0] * model.scale
         future = torch.arange(scores.shape[1]) > self.runner.rows.position[:, None]
-        pattern = scores.masked_fill(future, -torch.inf).softmax(-1)
-        on = pattern.gather(1, self.targets.clamp_min(0)) * (self.targets > 0)
-        return float(on.sum(1).mean())
+        most = scores.masked_fill(future, -torch.inf).argmax(1)
+        return float((most[:, None] == self.targets).any(1).float().mean())
 
     def tree(self) -> PointerTree:
         """Prune what the routes reach, block by block from the last down, in sets before single nodes."""
@@ -181,9 +180,12 @@ class _Query:
             if self._lands(tried) >= self._least:
                 state = tried
                 break
-        for layer in reversed(range(self.layer)):
-            here = sorted(node for node in state.nodes if node.layer == layer)
-            state = self._try(state, here)
+        for done, layer in enumerate(reversed(range(self.layer)), start=1):
+            least = self.own * (1 - LOSS * done / self.layer)
+            for part in (False, True):
+                named = on_paths(state.nodes, self.hop - 1) | on_paths(state.nodes, self.hop)
+                here = [node for node in state.nodes if node.layer == layer and (node in named) == part]
+                state = self._try(state, _units(here), least)
         return PointerTree(self.layer, self.head, self.hop, state.nodes, self._lands(state), self.own, none, True)
 
     @cached_property
@@ -209,15 +211,24 @@ class _Query:
     def _lands(self, state: State) -> float:
         return self.landing(state.streams[self.layer][START])
 
-    def _try(self, state: State, tried: list[Node]) -> State:
+    def _try(self, state: State, tried: list[Nodes], least: float) -> State:
         """Remove a set at once where the pattern still lands; otherwise each half in turn."""
-        tried = [node for node in tried if node in state.nodes]
+        tried = [unit & state.nodes for unit in tried if unit & state.nodes]
         if not tried:
             return state
-        without = self.runner.without(state, tried)
-        if self._lands(without) >= self._least:
+        without = self.runner.without(state, frozenset().union(*tried))
+        if self._lands(without) >= least:
             return without
         if len(tried) == 1:
             return state
         half = len(tried) // 2
-        return self._try(self._try(state, tried[:half]), tried[half:])
+        return self._try(self._try(state, tried[:half], least), tried[half:], least)
+
+
+def _units(nodes: Sequence[Node]) -> list[Nodes]:
+    """Nodes that are tried one by one; leaves of one block at one place, which tell of the letters nearby, are tried as one."""
+    units: dict[tuple[object, ...], set[Node]] = {}
+    for node in sorted(nodes):
+        alone = None if node.target is None else node
+        units.setdefault((node.place, alone), set()).add(node)
+    return [frozenset(unit) for unit in units.values()]
