@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopinterp.decompile.nodes import START, Node, Nodes, Place, connected, on_paths, reach, reachable
+from hopinterp.decompile.nodes import START, Node, Nodes, Place, connected, on_paths, reachable
 from hopinterp.decompile.routes import Part, Routing, positions
 from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner
 from hopinterp.models.fused import FusedTransformer
@@ -56,8 +57,18 @@ class PointerTree:
 
     def reach(self, n_layers: int) -> tuple[int, ...]:
         """The most hops that its nodes of blocks ≤ ℓ make known, on paths to the letters of hops 1 … u."""
-        named = (on_paths(self.nodes, j) for j in range(1, self.hop + 1))
-        return reach(frozenset[Node]().union(*named), n_layers)
+        return carried(self.nodes, range(1, self.hop + 1), n_layers)
+
+
+def carried(nodes: Nodes, hops: Iterable[int], n_layers: int) -> tuple[int, ...]:
+    """The most hops that a node of a block ≤ ℓ makes known at its place of the letters that the nodes carry to p: of the
+    letter of hop j, a node on its way at find^m(p) makes known j − m hops."""
+    most = [0] * n_layers
+    for hop in hops:
+        for node in on_paths(nodes, hop):
+            if node.place.letter is not None and node.reads is not None and node.jump:
+                most[node.layer] = max(most[node.layer], hop - node.place.letter)
+    return tuple(accumulate(most, max))
 
 
 def moved(node: Node, place: Place) -> Node:
