@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -76,6 +76,9 @@ class Reading:
             95% intervals.
         chance: by naming, the largest of three: it looked there already; it looks where an unrelated source's query would
             lead; the commonest distance. `untrained`: iia of an untrained model.
+        positions: by naming, how many count.
+        after_letter: how often the head looks right after *some* occurrence of the source's letter of hop u − 1, where the
+            base's is another; `after_letter_chance`: how often it did already.
     """
 
     layer: int
@@ -89,6 +92,8 @@ class Reading:
     chance: Mapping[Naming, float]
     untrained: Mapping[Naming, float]
     positions: Mapping[Naming, int]
+    after_letter: float
+    after_letter_chance: float
 
     @property
     def best(self) -> float:
@@ -99,7 +104,7 @@ class Reading:
         """Plain values."""
         return {"layer": self.layer, "head": self.head, "hop": self.hop, "naming": self.naming, "reads": self.reads} | {
             name: dict(getattr(self, name)) for name in ("iia", "low", "high", "chance", "untrained", "positions")
-        }
+        } | {"after_letter": self.after_letter, "after_letter_chance": self.after_letter_chance}
 
 
 @torch.no_grad()
@@ -127,8 +132,19 @@ def read_queries(
     for (layer, head), hop in heads.items():
         expected, unrelated = (predicted(base, other, hop) for other in (source, stranger))
         own, moved = looks.own[layer, head], looks.moved[layer, head]
-        found[layer, head] = _judge((layer, head, hop), expected, unrelated, own, moved, control.moved[layer, head], seed)
+        reading = _judge((layer, head, hop), expected, unrelated, own, moved, control.moved[layer, head], seed)
+        after, chance = (_after_letter(base, source, hop, where) for where in (moved, own))
+        found[layer, head] = replace(reading, after_letter=after, after_letter_chance=chance)
     return found
+
+
+def _after_letter(base: Batch, source: Batch, hop: int, where: Found) -> float:
+    """How often the letter before where a head looks is the source's of hop u − 1, among positions where that is not the
+    base's own."""
+    wanted, own = (batch.hop_letters[:, hop - 1] for batch in (source, base))
+    counted = (source.find[:, hop] > 0) & (base.find[:, hop] > 0) & (wanted != own)
+    before = base.hop_letters[:, 0].gather(1, (where - 1).clamp_min(0))
+    return _rate(before == wanted, counted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +207,7 @@ def _judge(
     reads: Reads = "other" if naming is None else "lookup" if naming == "lookup" else "successor"
     asked_of = {name: int(c.sum()) for name, c in zip(NAMINGS, counts, strict=True)}
     rates.pop("share")
-    return Reading(*who, naming, reads, **rates, positions=asked_of)
+    return Reading(*who, naming, reads, **rates, positions=asked_of, after_letter=0.0, after_letter_chance=0.0)
 
 
 def _clear(
