@@ -126,7 +126,7 @@ def test_jumps_add_up():
     assert set(derivations(nodes, 6)) == {(4, 2), (3, 2, 1)}
     assert hop(2, 1, 1, 1) not in connected(nodes)  # nothing reads find¹
     assert on_paths(nodes, 7) == {hop(3, 0, 0, 4), hop(2, 0, 4, 2), hop(1, 0, 6, 1)}
-    assert reach(on_paths(nodes, 7), 4) == (0, 1, 3, 7)
+    assert reach(nodes, 7, 4) == (0, 1, 3, 7)
     assert printed(frozenset(nodes), 7) == connected(nodes)  # find^6 is what the answer is not, find^5 a guess
 
 
@@ -135,6 +135,7 @@ def test_the_letter_before_is_that_of_one_hop_less():
     assert back.target == Place(8, 1)
     assert (back.reads, back.jump) == (7, -1)
     assert set(derivations({hop(2, 0, 0, 8), back}, 7)) == {(8, -1)}
+    assert reach({hop(2, 0, 0, 8), back}, 7, 3) == (0, 0, 7)
     assert Node(0, 0, Place(8, 1), "before hop", 0).reads is None
 
 
