@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hopinterp.decompile.routes import Routing, fit_routes, run_routed
 from hopinterp.errors import HopInterpError
-from hopinterp.evidence.intervals import bootstrap_ratio
+from hopinterp.evidence.intervals import bootstrap_ratio, korn_graubard
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.task import Batch
 
@@ -80,7 +80,7 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
     own_logits, routed_logits = model(batch.tokens), run_routed(model, batch, routing)
     own, routed = (_wrong(logits, batch) for logits in (own_logits, routed_logits))
     counted = batch.scored.double()
-    low, high = bootstrap_ratio((routed - own).sum(1), counted.sum(1), seed=0)
+    low, high = _paired(own, routed, counted)
     few = _first(batch, max(sequences // 4, 1))  # a block alone does less than all together: fewer sequences show it
     blocks = range(model.spec.n_layers)
     log_own, log_routed = (logits[batch.scored].log_softmax(-1) for logits in (own_logits, routed_logits))
@@ -91,8 +91,8 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
         routed_hard=_rate(run_routed(model, batch, routing.hard), batch)
         if routing.is_mixed
         else float(routed.sum()) / total,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         by_block=tuple(_rate(run_routed(model, few, routing, [layer]), few) for layer in blocks),
         kl=float((log_own.exp() * (log_own - log_routed)).sum(-1).mean()),
         own_logit_difference=_logit_difference(own_logits, batch),
@@ -173,6 +173,21 @@ def _wrong(logits: Logits, batch: Batch) -> Float[Tensor, "batch position"]:
 
 def _rate(logits: Logits, batch: Batch) -> float:
     return float(_wrong(logits, batch).sum() / batch.scored.sum())
+
+
+def _paired(
+    own: Float[Tensor, "sequence position"],
+    routed: Float[Tensor, "sequence position"],
+    counted: Float[Tensor, "sequence position"],
+) -> tuple[float, float]:
+    """95% of routed − own. Where no answer changed, resampling shows no spread: then as much as the share of answers that
+    change may be, either way."""
+    changed = (routed != own).double().sum(1)
+    if not changed.any():
+        most = float(korn_graubard(changed, counted.sum(1))[1])
+        return -most, most
+    low, high = bootstrap_ratio((routed - own).sum(1), counted.sum(1), seed=0)
+    return float(low), float(high)
 
 
 def _logit_difference(logits: Logits, batch: Batch) -> float:

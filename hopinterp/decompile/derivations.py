@@ -98,7 +98,7 @@ class ValueTree:
     @property
     def reach(self) -> tuple[int, ...]:
         """The most hops that the carrying nodes of blocks ≤ ℓ add up to."""
-        return reach((effect.node for effect in self.carrying), self.n_layers)
+        return reach((effect.node for effect in self.carrying), self.hops, self.n_layers)
 
 
 def _aside_hops(hops: int) -> range:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -166,25 +167,18 @@ def derivations(nodes: Iterable[Node], hops: int) -> dict[tuple[int, ...], list[
     return found
 
 
-def reach(nodes: Iterable[Node], n_layers: int) -> tuple[int, ...]:
-    """The most hops that a node of a block ≤ ℓ makes known, for every ℓ: its jump and what is known where it reads.
+def reach(nodes: Iterable[Node], hops: int, n_layers: int) -> tuple[int, ...]:
+    """The most hops that a node of a block ≤ ℓ makes known, for every ℓ: on a derivation, its jump and all later ones.
 
     Over value trees alone: what a query needs to know is not counted.
     """
-    layers = _layers(nodes)
-    known: dict[Place, int] = {}  # the furthest hop, counted from i, whose letter is known at a place
-    found, most = [], 0
-    for layer in range(n_layers):
-        new: dict[Place, int] = {}
-        for node in layers[layer] if layer < len(layers) else ():
-            if node.target is None or node.reads is None or node.place.letter is None:
-                continue
-            furthest = max(known.get(node.target, 0), node.reads)
-            new[node.place] = max(new.get(node.place, 0), furthest)
-            most = max(most, furthest - node.place.letter)
-        known |= {place: max(known.get(place, 0), furthest) for place, furthest in new.items()}
-        found.append(most)
-    return tuple(found)
+    most = [0] * n_layers
+    for path in (path for paths in derivations(nodes, hops).values() for path in paths):
+        known = 0
+        for node in reversed(path):
+            known += node.jump
+            most[node.layer] = max(most[node.layer], known)
+    return tuple(accumulate(most, max))
 
 
 def _layers(nodes: Iterable[Node]) -> list[list[Node]]:

@@ -28,8 +28,9 @@ class Scrub:
     Attributes:
         letters: hops j whose letters X_{find^j(i)} agree: the answer's alone for a node on a derivation.
         rise: of the error on fresh pairs against the tree as it is, with the paired 95% interval.
-        also: the hop whose letter must agree as well for the smallest rise, where `letters` alone do not do; else None.
-        rise_with_also: the rise with that letter too.
+        also: where `letters` alone do not do, the hop whose letter, agreeing too, takes away the most of the rise, if that
+            is half of it; None where they do, or where no single letter does.
+        rise_with_also: the rise with the best such letter too; None where `letters` do.
         matched: share of rows for which a sequence that agrees was found; the others are left as they are.
     """
 
@@ -84,13 +85,13 @@ class _Scrubber:
             last = min(self.runner.routing.hops + 1, self.letters.shape[1] - 1)
             others = [j for j in range(max(node.target.at - 1, 0), last + 1) if j not in letters]
             rises = {j: self._rise(self._wrong(node, (*letters, j))[0])[0] for j in others}
-            also = min(rises, key=lambda j: rises[j], default=None)
-            rise_with_also = None if also is None else rises[also]
+            best = min(rises, key=lambda j: rises[j])
+            also, rise_with_also = best if rises[best] <= rise / 2 else None, rises[best]
         return Scrub(node, letters, rise, low, high, also, rise_with_also, float(matched.float().mean()))
 
     def _used(self, node: Node) -> tuple[int, ...]:
-        """The letter that a node is there for: the answer's; for one on no derivation those of hops k − 1 and k − 2 that paths
-        through it end at, or, in block 0, that which it reads."""
+        """The letter that a node is there for: the answer's; for one on no derivation those of hops k − 1 and k − 2 that
+        paths through it end at, or, in block 0, that which it reads."""
         hops, nodes = self.runner.routing.hops, self.state.nodes
         if _leads_to(nodes, node, hops):
             return (hops,)
