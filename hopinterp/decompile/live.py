@@ -1,17 +1,18 @@
-"""Runs of a circuit with live queries, patterns and values, clean keys, and every other head output from another sequence."""
+"""Runs of a circuit with live queries, patterns and values, clean keys, and all else from another sequence."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hopinterp.decompile.nodes import START, Place
+from hopinterp.decompile.nodes import Place
 from hopinterp.decompile.tree_runs import block_end
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
@@ -25,6 +26,10 @@ class Site:
     layer: int
     head: int
     place: Place
+
+    def to_json(self) -> dict[str, Any]:
+        """As the JSON result has it: `before` for the position before find^at(i)."""
+        return {"layer": self.layer, "head": self.head, "at": self.place.at, "before": self.place.back > 0}
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.head} at {self.place}"
@@ -81,6 +86,7 @@ class Pairs:
 
 
 Streams = Float[Tensor, "pair watched place d_model"]
+Heads = Float[Tensor, "pair watched place head d_head"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +95,7 @@ class LiveState:
 
     kept: Sites
     streams: list[Streams]
-    z: list[Float[Tensor, "pair watched place head d_head"]]
+    z: list[Heads]
     logits: Float[Tensor, "pair watched d_vocab"]
 
 
@@ -109,7 +115,7 @@ class LiveRunner:
     keys: list[Float[Tensor, "head pair d_head position"]]
     values: list[Float[Tensor, "head pair position d_head"]]
     values_there: list[Float[Tensor, "head pair watched place d_head"]]
-    others: list[Float[Tensor, "pair watched place head d_head"]]
+    others: list[Heads]
     embedded: Streams
     position: Int[Tensor, "pair watched place"]
 
@@ -142,7 +148,8 @@ class LiveRunner:
     def whole(self) -> Sites:
         """Every head at every place."""
         spec = self.model.spec
-        return frozenset(Site(n, h, place) for n in range(spec.n_layers) for h in range(spec.n_heads) for place in self.places)
+        heads = [(layer, head) for layer in range(spec.n_layers) for head in range(spec.n_heads)]
+        return frozenset(Site(*head, place) for head in heads for place in self.places)
 
     @cached_property
     def _twice(self) -> Bool[Tensor, "pair watched hop"]:
@@ -178,49 +185,50 @@ class LiveRunner:
 
     @torch.no_grad()
     def _update(self, old: LiveState, kept: Sites) -> LiveState:
+        """Block by block: heads are run again whose sites changed, and those that read a stream that did."""
         fresh = not old.z
         before, now = self._by_head(old.kept), self._by_head(kept)
         streams, zs = [self.embedded], []
         moved: set[int] = set()  # places whose stream before the block is not that of the old run
-        for layer in range(self.model.spec.n_layers):
-            last = layer + 1 == self.model.spec.n_layers
-            touched = set(moved)
+        for layer in range(self._depth):
             z = self.others[layer] if fresh else old.z[layer]
-            copied = False
-            normed = None
+            again: dict[int, set[int]] = {}
             for head in range(self.model.spec.n_heads):
                 mine, was = now.get((layer, head), set()), before.get((layer, head), set())
-                if layer == 0:
-                    again, reset = mine ^ was, set[int]()  # what block 0 brings depends on nothing
-                else:
-                    again, reset = (mine if moved else mine ^ was), was - mine
-                again = self._shadows(again | (mine ^ was)) & (self._shadows(mine))
-                reset = self._shadows(was - mine) - self._shadows(mine)
-                if last:
-                    again, reset = again & {0}, reset & {0}
-                if not again and not reset:
-                    continue
-                if not copied:
-                    z, copied = z.clone(), True
-                if normed is None and again:
-                    normed = self.model.norm(streams[layer], f"blocks.{layer}.ln1")
-                if reset:
-                    at = sorted(reset)
-                    z[:, :, at, head] = self.others[layer][:, :, at, head]
-                if again:
-                    assert normed is not None
-                    at = sorted(again)
-                    z[:, :, at, head] = self._brings(layer, head, normed, at, mine)
-                touched |= again | reset
+                # what block 0 brings depends on no stream that a circuit changes
+                differs = self._shadows(mine if moved and layer else mine ^ was) | self._shadows(mine ^ was)
+                if layer + 1 == self._depth:
+                    differs &= {0}
+                if differs:
+                    again[head] = differs
+            z = self._heads(layer, streams[layer], z, again, {head: now.get((layer, head), set()) for head in again})
             zs.append(z)
-            if fresh:
-                touched = set(range(len(self.places)))
-            if last:
-                touched &= {0}
-            streams.append(self._end(layer, streams[layer], z, touched, None if fresh else old.streams[layer + 1]))
-            moved = touched
-        logits = self.model.unembed(streams[-1][:, :, 0]) if fresh or moved else old.logits
+            moved = moved.union(*again.values()) if not fresh else set(range(len(self.places)))
+            if layer + 1 == self._depth:
+                moved &= {0}
+            streams.append(self._end(layer, streams[layer], z, moved, None if fresh else old.streams[layer + 1]))
+        logits = self.model.unembed(streams[-1][:, :, 0]) if moved else old.logits
         return LiveState(kept, streams, zs, logits)
+
+    @property
+    def _depth(self) -> int:
+        return self.model.spec.n_layers
+
+    def _heads(
+        self, layer: int, streams: Streams, z: Heads, again: Mapping[int, set[int]], kept: Mapping[int, set[int]]
+    ) -> Heads:
+        """A block's head outputs, run again for some heads at some places: live where kept, else the partner's."""
+        if not again:
+            return z
+        z, normed = z.clone(), self.model.norm(streams, f"blocks.{layer}.ln1")
+        for head, places in again.items():
+            at = sorted(places)
+            z[:, :, at, head] = self.others[layer][:, :, at, head]
+            live = sorted(places & self._shadows(kept[head]))
+            if live:
+                brings, other = self._live(layer, head, normed, live), self.others[layer][:, :, live, head]
+                z[:, :, live, head] = torch.where(self._mask(live, kept[head])[..., None], brings, other)
+        return z
 
     def _by_head(self, kept: Sites) -> dict[tuple[int, int], set[int]]:
         """Places by their number, for every head that is kept anywhere."""
@@ -235,14 +243,6 @@ class LiveRunner:
         names = len(self.places) // 2
         return places | {n - names + 1 for n in places if names <= n < 2 * names - 1}
 
-    def _brings(
-        self, layer: int, head: int, normed: Streams, at: list[int], kept: set[int]
-    ) -> Float[Tensor, "pair watched place d_head"]:
-        """What one head brings to some places: the live output where it is kept, else the partner's."""
-        live = self._live(layer, head, normed, at)
-        other = self.others[layer][:, :, at, head]
-        return torch.where(self._mask(at, kept)[..., None], live, other)
-
     def _mask(self, at: list[int], kept: set[int]) -> Bool[Tensor, "pair watched place"]:
         """Where a head is kept, under this name or the other."""
         names = len(self.places) // 2
@@ -255,24 +255,25 @@ class LiveRunner:
         return torch.stack(columns, dim=-1)
 
     def _live(self, layer: int, head: int, normed: Streams, at: list[int]) -> Float[Tensor, "pair watched place d_head"]:
+        """What a head brings to some places by its live query; off the chain it reads the resampled values."""
         p, name = self.model.parameters, f"blocks.{layer}.attn."
-        pairs, watched = self.position.shape[:2]
+        watched = self.position.shape[1]
         q = F.linear(normed[:, :, at], p[name + "W_Q"][head].T, p[name + "b_Q"][head]) * self.model.scale
         here = self.position[:, :, at].flatten(1)
         scores = q.flatten(1, 2) @ self.keys[layer][head]
         future = torch.arange(scores.shape[-1]) > here[..., None]
         pattern = scores.masked_fill_(future, -torch.inf).softmax(-1)
-        z = (pattern @ self.values[layer][head]).unflatten(1, (watched, -1))
+        z: Tensor = (pattern @ self.values[layer][head]).unflatten(1, (watched, -1))
         if layer == 0:
             return z
         v = F.linear(normed, p[name + "W_V"][head].T, p[name + "b_V"][head]) - self.values_there[layer][head]
         there = self.position[:, :, None].expand(-1, -1, len(at), -1)
         weight = pattern.unflatten(1, (watched, -1)).gather(3, there) * self._counts[:, :, None]
-        return z + weight @ v
+        z += weight @ v
+        return z
 
-    def _end(
-        self, layer: int, streams: Streams, z: Tensor, touched: set[int], old: Streams | None
-    ) -> Streams:
+    def _end(self, layer: int, streams: Streams, z: Heads, touched: set[int], old: Streams | None) -> Streams:
+        """A block's output at the places that were touched; elsewhere as it was."""
         if not touched:
             assert old is not None
             return old
@@ -294,4 +295,5 @@ def _values(
     p, name = model.parameters, f"blocks.{layer}.attn."
     weight = p[name + "W_V"].transpose(1, 2).flatten(0, 1)
     made = F.linear(normed, weight, p[name + "b_V"].flatten()).unflatten(-1, (model.spec.n_heads, -1))
-    return made.permute(2, 0, 1, 3).contiguous()
+    packed: Tensor = made.permute(2, 0, 1, 3).contiguous()
+    return packed

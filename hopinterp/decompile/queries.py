@@ -1,4 +1,4 @@
-"""What heads' queries read to know where to look: readings, query trees, and the circuit whose queries and values are its own."""
+"""What heads' queries read to know where to look: readings, query trees, and a circuit that has all of its own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hopinterp.decompile.readings import Reading, read_queries
 from hopinterp.decompile.routes import Routing
 from hopinterp.models.fused import FusedTransformer
 
-FIT_SEQUENCES, FIT_WATCHED = 50, 3
-"""Pairs that the joint circuit is found on: with two partners each about 300 answers."""
+FIT_SEQUENCES, WATCHED = 45, 3
+"""Pairs that the joint circuit is found on: with two partners each 270 answers."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Queries:
 
     def to_json(self) -> dict[str, Any]:
         """As the JSON result has it."""
-        sites = [{"layer": s.layer, "head": s.head, "at": s.place.at, "before": s.place.back > 0} for s in sorted(self.joint.sites)]
+        sites = [site.to_json() for site in sorted(self.joint.sites)]
         joint = {name: getattr(self.joint, name) for name in ("error", "low", "high", "fitted", "seeded", "values", "whole")}
         return {
             "queries": [query.to_json() for query in self.queries],
@@ -139,20 +139,21 @@ def _reads(nodes: Nodes) -> Iterable[Edge]:
 
 @torch.no_grad()
 def find_queries(
-    model: FusedTransformer, routing: Routing, values: Iterable[Node], *, sequences: int = 100, seed: int = 0
+    model: FusedTransformer, routing: Routing, values: Iterable[Node], *, sequences: int = 60, seed: int = 0
 ) -> Queries:
     """The queries of a value tree, and the joint circuit.
 
     Three parts, each with keys from the clean run:
     - a *query tree* keeps the earlier nodes that a head's query needs, on fixed routes: the stream at the head's place is
       run with all other head outputs from another sequence; embeddings and MLPs are live (`pointers`);
-    - a *reading* exchanges the query alone between clean runs of two sequences, and predicts where the head looks (`readings`);
+    - a *reading* exchanges the query alone between clean runs of two sequences, and predicts where the head then looks
+      (`readings`);
     - the *joint circuit* keeps heads at places with live queries, patterns and values and takes all else from other
       sequences; it starts from the value tree and the query trees (`joint`).
 
     Args:
         values: nodes of a value tree (`derivations.find_tree`).
-        sequences: fresh ones for the joint error, with two scored positions each and two partners.
+        sequences: fresh ones for the joint error, with three scored positions each and two partners.
 
     Raises:
         HopInterpError: no sequence of a draw has a chain of k links.
@@ -179,12 +180,10 @@ def _asked(routing: Routing, node: Node) -> int | None:
     return part.hop if part and part.kind == "hop" and node.place.back == 0 and node.kind == "hop" else None
 
 
-def _joint(
-    model: FusedTransformer, routing: Routing, tree: Nodes, needed: Nodes, sequences: int, seed: int
-) -> Joint:
+def _joint(model: FusedTransformer, routing: Routing, tree: Nodes, needed: Nodes, sequences: int, seed: int) -> Joint:
     task, hops = routing.task, routing.hops
-    fit = Pairs.draw(task, hops, FIT_SEQUENCES, watched=FIT_WATCHED, seed=5 * seed + 3)
-    fresh = Pairs.draw(task, hops, sequences, watched=2, seed=5 * seed + 4)
+    fit = Pairs.draw(task, hops, FIT_SEQUENCES, watched=WATCHED, seed=5 * seed + 3)
+    fresh = Pairs.draw(task, hops, sequences, watched=WATCHED, seed=5 * seed + 4)
     runners = [LiveRunner.of(model, pairs, hops) for pairs in (fit, fresh)]
     return find_joint(runners[0], runners[1], _sites(tree), _sites(needed))
 

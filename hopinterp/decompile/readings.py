@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,8 @@ NAMINGS: tuple[Naming, ...] = ("lookup", "occurrence", "position", "letter")
 MARGIN = 0.1
 """A query reads what is predicted only if that closes more than this share of the gap from chance to 1, at the lower end of
 its interval, as in `transplant`."""
-_LEAST_ROWS = 20
+LEAST_SEQUENCES = 5
+"""Fewer that hold a position which counts say nothing."""
 
 Found = Int[Tensor, "batch position"]
 
@@ -74,11 +76,12 @@ class Reading:
         reads: "lookup"; "successor", if the naming is one of the other three; "other" where none is clear.
         iia: how often the head then looks where the naming says, where that is not where it looked before; by naming, with
             95% intervals.
-        chance: by naming, the largest of three: it looked there already; it looks where an unrelated source's query would
-            lead; the commonest distance. `untrained`: iia of an untrained model.
+        chance: by naming, the larger of two: how often it looks where an unrelated source's query would lead, and how often
+            the commonest distance leads there. (Where it looked there before is not counted.) `untrained`: iia of an
+            untrained model.
         positions: by naming, how many count.
         after_letter: how often the head looks right after *some* occurrence of the source's letter of hop u − 1, where the
-            base's is another; `after_letter_chance`: how often it did already.
+            base's is another; `after_letter_chance`: how often that letter is an unrelated source's.
     """
 
     layer: int
@@ -102,14 +105,18 @@ class Reading:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"layer": self.layer, "head": self.head, "hop": self.hop, "naming": self.naming, "reads": self.reads} | {
-            name: dict(getattr(self, name)) for name in ("iia", "low", "high", "chance", "untrained", "positions")
-        } | {"after_letter": self.after_letter, "after_letter_chance": self.after_letter_chance}
+        return asdict(self)
 
 
 @torch.no_grad()
 def read_queries(
-    model: FusedTransformer, task: HopTask, hops: int, heads: Mapping[tuple[int, int], int], *, sequences: int = 60, seed: int = 0
+    model: FusedTransformer,
+    task: HopTask,
+    hops: int,
+    heads: Mapping[tuple[int, int], int],
+    *,
+    sequences: int = 40,
+    seed: int = 0,
 ) -> dict[tuple[int, int], Reading]:
     """Exchange the queries of heads between sequences, at the same position, against the base's own keys.
 
@@ -133,7 +140,7 @@ def read_queries(
         expected, unrelated = (predicted(base, other, hop) for other in (source, stranger))
         own, moved = looks.own[layer, head], looks.moved[layer, head]
         reading = _judge((layer, head, hop), expected, unrelated, own, moved, control.moved[layer, head], seed)
-        after, chance = (_after_letter(base, source, hop, where) for where in (moved, own))
+        after, chance = (_after_letter(base, other, hop, moved) for other in (source, stranger))
         found[layer, head] = replace(reading, after_letter=after, after_letter_chance=chance)
     return found
 
@@ -188,26 +195,20 @@ def _judge(
     seed: int,
 ) -> Reading:
     """Rates of every naming, and the one that is clear."""
-    counts = (expected > 0) & (expected != own)
-    rates: dict[str, dict[Naming, float]] = {n: {} for n in ("iia", "low", "high", "chance", "untrained", "share")}
+    counts, strange = ((told > 0) & (told != own) for told in (expected, unrelated))
+    iia, low, high, chance, bare, share = (dict[Naming, float]() for _ in range(6))
     for number, naming in enumerate(NAMINGS):
         told, asked = expected[number], counts[number]
-        hit, n = ((moved == told) & asked).sum(1), asked.sum(1)
-        low, high = bootstrap(hit.double(), n.double(), seed) if n.sum() else (torch.tensor(torch.nan),) * 2
-        strange = (unrelated[number] > 0) & (unrelated[number] != own)
-        met = [_rate(moved == unrelated[number], strange), _guess(told, asked)]
-        values = {"iia": _rate(moved == told, asked), "low": float(low), "high": float(high), "chance": max(met)}
-        values["untrained"] = _rate(control == told, asked)
-        bar = max(values["chance"], values["untrained"])
-        clear = int(n.sum()) >= _LEAST_ROWS and bar < 1
-        values["share"] = (values["low"] - bar) / (1 - bar) if clear else -torch.inf
-        for name, value in values.items():
-            rates[name][naming] = value
-    naming = _clear(rates["share"], rates["iia"], expected, counts, moved, seed)
-    reads: Reads = "other" if naming is None else "lookup" if naming == "lookup" else "successor"
-    asked_of = {name: int(c.sum()) for name, c in zip(NAMINGS, counts, strict=True)}
-    rates.pop("share")
-    return Reading(*who, naming, reads, **rates, positions=asked_of, after_letter=0.0, after_letter_chance=0.0)
+        low[naming], high[naming] = _interval(moved == told, asked, seed)
+        iia[naming], bare[naming] = _rate(moved == told, asked), _rate(control == told, asked)
+        chance[naming] = max(_rate(moved == unrelated[number], strange[number]), _guess(told, asked))
+        bar = max(chance[naming], bare[naming])
+        enough = int(asked.any(1).sum()) >= LEAST_SEQUENCES and bar < 1
+        share[naming] = (low[naming] - bar) / (1 - bar) if enough else -math.inf
+    named = _clear(share, iia, expected, counts, moved, seed)
+    reads: Reads = "other" if named is None else "lookup" if named == "lookup" else "successor"
+    positions: dict[Naming, int] = {name: int(c.sum()) for name, c in zip(NAMINGS, counts, strict=True)}
+    return Reading(*who, named, reads, iia, low, high, chance, bare, positions, after_letter=0.0, after_letter_chance=0.0)
 
 
 def _clear(
@@ -233,6 +234,13 @@ def _clear(
         if either.sum() and not float(bootstrap(won.sum(1).double(), either, seed)[0]) > 0.5:
             return None
     return best
+
+
+def _interval(hits: Bool[Tensor, "batch position"], asked: Bool[Tensor, "batch position"], seed: int) -> tuple[float, float]:
+    if not asked.any():
+        return math.nan, math.nan
+    low, high = bootstrap((hits & asked).sum(1).double(), asked.sum(1).double(), seed)
+    return float(low), float(high)
 
 
 def _rate(hits: Bool[Tensor, "batch position"], asked: Bool[Tensor, "batch position"]) -> float:
