@@ -19,7 +19,7 @@ from hopinterp.models.fused import FusedTransformer
 
 LOSS = 0.05
 """The share that a pointer tree may lose of how often the head's own query lands. Constructed heads lose none with their
-program's tree and nearly all without any one node of it: any value up to .5 gives the same. Trained ones want .05: with .1
+program's tree and at least .86 without any one node of it: any value up to .5 gives the same. Trained ones want .05: with .1
 the trees of depth4 at k = 7 seed a circuit with an error of .15 instead of .09."""
 WORST = 0.25
 """Where the tree of all that the routes reach lands less often, the loss is counted from there, but no tree is found if even

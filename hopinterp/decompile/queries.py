@@ -18,8 +18,8 @@ from hopinterp.decompile.readings import Reading, read_queries
 from hopinterp.decompile.routes import Routing
 from hopinterp.models.fused import FusedTransformer
 
-FIT_SEQUENCES, WATCHED = 45, 3
-"""Pairs that the joint circuit is found on: with two partners each 270 answers."""
+FIT_SEQUENCES, WATCHED = 60, 2
+"""Sequences that the joint circuit is found on, and positions watched in each: with two partners each 240 answers."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _reads(nodes: Nodes) -> Iterable[Edge]:
 
 @torch.no_grad()
 def find_queries(
-    model: FusedTransformer, routing: Routing, values: Iterable[Node], *, sequences: int = 60, seed: int = 0
+    model: FusedTransformer, routing: Routing, values: Iterable[Node], *, sequences: int = 80, seed: int = 0
 ) -> Queries:
     """The queries of a value tree, and the joint circuit.
 
@@ -153,7 +153,7 @@ def find_queries(
 
     Args:
         values: nodes of a value tree (`derivations.find_tree`).
-        sequences: fresh ones for the joint error, with three scored positions each and two partners.
+        sequences: fresh ones for the joint error, with two scored positions each and two partners.
 
     Raises:
         HopInterpError: no sequence of a draw has a chain of k links.

@@ -21,7 +21,7 @@ Naming = Literal["lookup", "occurrence", "position", "letter"]
 NAMINGS: tuple[Naming, ...] = ("lookup", "occurrence", "position", "letter")
 MARGIN = 0.1
 """A query reads what is predicted only if that closes more than this share of the gap from chance to 1, at the lower end of
-its interval, as in `transplant`."""
+its interval, as in `transplant`. Constructed heads close all of it; of 320 untrained heads none comes above its chance."""
 LEAST_SEQUENCES = 5
 """Fewer that hold a position which counts say nothing."""
 
