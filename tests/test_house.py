@@ -49,6 +49,7 @@ HOUSE = {
         "kinds",
     ),
     "training": ("config", "curriculum", "run", "record", "loop"),
+    "decompile": ("routes", "controls", "nodes", "tree_runs", "derivations", "scrubbing", "queries", "decompiled"),
     "judgement": ("readings", "rules", "records", "verdict"),
     "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "plates", "report"),
     "cli": ("shared", "make", "train", "read", "intervene", "judge", "__init__"),
