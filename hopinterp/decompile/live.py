@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hopinterp.decompile.nodes import START, Place
+from hopinterp.decompile.nodes import Place
 from hopinterp.decompile.tree_runs import block_end
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
@@ -142,7 +142,9 @@ class LiveRunner:
     def whole(self) -> Sites:
         """Every head at every place."""
         spec = self.model.spec
-        return frozenset(Site(n, h, place) for n in range(spec.n_layers) for h in range(spec.n_heads) for place in self.places)
+        return frozenset(
+            Site(n, h, place) for n in range(spec.n_layers) for h in range(spec.n_heads) for place in self.places
+        )
 
     @cached_property
     def _twice(self) -> Bool[Tensor, "pair watched hop"]:
@@ -270,9 +272,7 @@ class LiveRunner:
         weight = pattern.unflatten(1, (watched, -1)).gather(3, there) * self._counts[:, :, None]
         return z + weight @ v
 
-    def _end(
-        self, layer: int, streams: Streams, z: Tensor, touched: set[int], old: Streams | None
-    ) -> Streams:
+    def _end(self, layer: int, streams: Streams, z: Tensor, touched: set[int], old: Streams | None) -> Streams:
         if not touched:
             assert old is not None
             return old

@@ -115,7 +115,10 @@ class Queries:
 
     def to_json(self) -> dict[str, Any]:
         """As the JSON result has it."""
-        sites = [{"layer": s.layer, "head": s.head, "at": s.place.at, "before": s.place.back > 0} for s in sorted(self.joint.sites)]
+        sites = [
+            {"layer": s.layer, "head": s.head, "at": s.place.at, "before": s.place.back > 0}
+            for s in sorted(self.joint.sites)
+        ]
         joint = {name: getattr(self.joint, name) for name in ("error", "low", "high", "fitted", "seeded", "values", "whole")}
         return {
             "queries": [query.to_json() for query in self.queries],
@@ -179,9 +182,7 @@ def _asked(routing: Routing, node: Node) -> int | None:
     return part.hop if part and part.kind == "hop" and node.place.back == 0 and node.kind == "hop" else None
 
 
-def _joint(
-    model: FusedTransformer, routing: Routing, tree: Nodes, needed: Nodes, sequences: int, seed: int
-) -> Joint:
+def _joint(model: FusedTransformer, routing: Routing, tree: Nodes, needed: Nodes, sequences: int, seed: int) -> Joint:
     task, hops = routing.task, routing.hops
     fit = Pairs.draw(task, hops, FIT_SEQUENCES, watched=FIT_WATCHED, seed=5 * seed + 3)
     fresh = Pairs.draw(task, hops, sequences, watched=2, seed=5 * seed + 4)

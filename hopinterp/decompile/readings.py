@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.evidence.intervals import bootstrap
-from hopinterp.evidence.probes import untrained
-from hopinterp.models.fused import FusedTransformer, resid_post
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import resid_post
 from hopinterp.task import Batch, HopTask
 
 Reads = Literal["successor", "lookup", "other"]
@@ -102,14 +102,22 @@ class Reading:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"layer": self.layer, "head": self.head, "hop": self.hop, "naming": self.naming, "reads": self.reads} | {
-            name: dict(getattr(self, name)) for name in ("iia", "low", "high", "chance", "untrained", "positions")
-        } | {"after_letter": self.after_letter, "after_letter_chance": self.after_letter_chance}
+        return (
+            {"layer": self.layer, "head": self.head, "hop": self.hop, "naming": self.naming, "reads": self.reads}
+            | {name: dict(getattr(self, name)) for name in ("iia", "low", "high", "chance", "untrained", "positions")}
+            | {"after_letter": self.after_letter, "after_letter_chance": self.after_letter_chance}
+        )
 
 
 @torch.no_grad()
 def read_queries(
-    model: FusedTransformer, task: HopTask, hops: int, heads: Mapping[tuple[int, int], int], *, sequences: int = 60, seed: int = 0
+    model: FusedTransformer,
+    task: HopTask,
+    hops: int,
+    heads: Mapping[tuple[int, int], int],
+    *,
+    sequences: int = 60,
+    seed: int = 0,
 ) -> dict[tuple[int, int], Reading]:
     """Exchange the queries of heads between sequences, at the same position, against the base's own keys.
 
@@ -125,8 +133,7 @@ def read_queries(
     base, source = (task.sample(sequences, hops=hops, seed=2 * seed + number) for number in (1, 2))
     stranger = task.from_letters(source.tokens.roll(1, 0)[:, 1:] - task.first_letter, hops)
     looks = _Looks.of(model, base, source, heads)
-    bare = untrained(model, seed)
-    assert isinstance(bare, FusedTransformer)
+    bare = FusedTransformer(model.spec, model.spec.initial_parameters(seed)).to(model.device)
     control = _Looks.of(bare, base, source, heads)
     found = {}
     for (layer, head), hop in heads.items():
