@@ -26,8 +26,8 @@ class Exchange:
     """What happens when another sequence's output is put in at some nodes, on rows where the two answers differ.
 
     Attributes:
-        nodes: where: one node, or all of one way to the answer.
-        jumps: of that way; None for one node.
+        nodes: where: one node, all of one way to the answer, or one of each way (a cut).
+        jumps: of a way; None for one node and for a cut.
         moved: the share of the ways that pass through these nodes: by the program those bring the source's letter.
         source, base, other: how often the answer is the source's, the base's, another; `low`, `high`: 95% of `source`.
     """
@@ -65,11 +65,14 @@ class Interventions:
     """Every exchange at one k, and how well the program foretells the answers.
 
     Attributes:
-        exchanges: of single nodes on ways to the answer, then of whole ways, then of kept nodes that lie on none.
-        ways: paths of nodes that bring the answer's letter; `weights`: of each, fitted on other sequences; they add up to 1.
+        exchanges: of single nodes on ways to the answer, of whole ways, of cuts, then of kept nodes that lie on no way.
+        ways: paths of nodes that bring the answer's letter.
+        weights: of each way, fitted on other sequences; 1 less their sum is that of all else that is live, which is the base's.
         agreement: where all ways pass through what was exchanged the program's answer is the source's: how often it is.
+        elsewhere: the same where the source is at any position, not the base's own: what the heads of some models bring tells
+            of its position too, which the program knows nothing of.
         vote: where only some do: how often the answer is the letter that most ways bring (a half where they are even).
-        weighted: the same with the weights.
+        weighted: the same with weights, fitted without the exchanges that move the same ways as the one that is foretold.
         single: there: the better of always the base's letter and always the source's.
         lift, weighted_lift: vote less single, and weighted less single.
         apart: where a node on no way was exchanged the program's answer is the base's: how often it is.
@@ -82,6 +85,7 @@ class Interventions:
     ways: tuple[Path, ...]
     weights: tuple[float, ...]
     agreement: Rate
+    elsewhere: Rate
     vote: Rate
     weighted: Rate
     single: float
@@ -93,7 +97,7 @@ class Interventions:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        rates = ("agreement", "vote", "weighted", "lift", "weighted_lift", "apart")
+        rates = ("agreement", "elsewhere", "vote", "weighted", "lift", "weighted_lift", "apart")
         values: dict[str, Any] = {name: vars(getattr(self, name)) for name in rates}
         values |= {name: getattr(self, name) for name in ("hops", "single", "untouched", "rows")}
         return values | {"weights": list(self.weights), "exchanges": [e.to_json() for e in self.exchanges]}
@@ -105,11 +109,13 @@ def measure_interventions(
 ) -> Interventions:
     """Put in what the nodes bring in another sequence at the same places of its chain, patterns fixed, all else live.
 
-    Every way through an exchanged node then brings the source's letter of hop k, every other way the base's. All that the
-    routes reach from i is live; rows are counted whose two answers differ.
+    The source's chain starts at the same position i, as in every interchange of this package. Every way through an exchanged
+    node then brings the source's letter of hop k, every other way the base's. All that the routes reach from i is live; rows
+    are counted whose two answers differ.
 
     Args:
-        sequences: fresh ones, four scored positions each; as many others serve to fit the weights of the ways.
+        sequences: fresh ones, four scored positions each; as many others serve to fit the weights of the ways, and half as
+            many for `elsewhere`.
 
     Raises:
         HopInterpError: the tree has no way to the answer, or no sequence of a draw has a chain of k links.
@@ -118,20 +124,29 @@ def measure_interventions(
     if not ways:
         raise HopInterpError(f"no derivation of {tree.hops} hops was found, so that there is nothing to exchange")
     beside = frozenset(effect.node for effect in (*tree.aside, *tree.stray))
-    tried = _tried(ways, beside)
-    fitting = _Pair.draw(model, routing, sequences, 2 * seed + 101)
-    weights = _fit(ways, tried, [fitting.answers(nodes) for nodes in tried])
-    fresh = _Pair.draw(model, routing, sequences, 2 * seed + 102)
-    return _judge(fresh, ways, weights, tried)
+    tried = _tried(ways, beside, tree.n_layers)
+    fitting = _Pair.draw(model, routing, sequences, 3 * seed + 101)
+    moved = torch.stack([_moved(ways, nodes) for nodes in tried])
+    weights = _fit(moved, torch.stack([fitting.answers(nodes) for nodes in tried]))
+    fresh = _Pair.draw(model, routing, sequences, 3 * seed + 102)
+    other = _Pair.draw(model, routing, max(sequences // 2, 2), 3 * seed + 103, anywhere=True)
+    whole = [nodes for nodes, ways_moved in zip(tried, moved, strict=True) if ways_moved.all()]
+    elsewhere = other.rate(torch.stack([other.answers(nodes) == 1 for nodes in whole], dim=1).double())
+    return _judge(fresh, ways, tried, moved, weights, elsewhere)
 
 
-def _tried(ways: Sequence[Path], beside: Nodes) -> list[Nodes]:
+def _tried(ways: Sequence[Path], beside: Nodes, n_layers: int) -> list[Nodes]:
     """The sets of nodes that are exchanged."""
     single = sorted({node for way in ways for node in way}, reverse=True)
     one = [frozenset([node]) for node in single]
     several = [frozenset(way) for way in ways]
+    cuts = [
+        frozenset(next(node for node in way if node.layer <= layer) for way in ways)
+        for layer in range(n_layers)
+        if all(way[-1].layer <= layer for way in ways)
+    ]
     apart = [frozenset([node]) for node in sorted(beside - frozenset(single), reverse=True)]
-    return list(dict.fromkeys([*one, *several, *apart]))
+    return list(dict.fromkeys([*one, *several, *cuts, *apart]))
 
 
 def _moved(ways: Sequence[Path], nodes: Nodes) -> Float[Tensor, " way"]:
@@ -149,10 +164,16 @@ class _Pair:
     source_state: State
 
     @classmethod
-    def draw(cls, model: FusedTransformer, routing: Routing, sequences: int, seed: int) -> _Pair:
+    def draw(
+        cls, model: FusedTransformer, routing: Routing, sequences: int, seed: int, *, anywhere: bool = False
+    ) -> _Pair:
         rows = Rows.draw(routing.task, routing.hops, sequences, positions=4, partners=1, seed=seed)
-        apart = rows.answer != rows.batch.labels[rows.partner, rows.partner_position]
-        b, i, s, j = (x[apart] for x in (rows.sequence, rows.position, rows.partner, rows.partner_position))
+        b, i, s, j = rows.sequence, rows.position, rows.partner, rows.partner_position
+        if not anywhere:
+            s, j = _same_position(rows, torch.Generator().manual_seed(seed)), i
+        labels = rows.batch.labels
+        apart = rows.batch.scored[s, j] & (labels[b, i] != labels[s, j])
+        b, i, s, j = (x[apart] for x in (b, i, s, j))
         outside = Outside.of(model, routing, rows.batch)
         # a sequence stands in for itself, so that all is live
         base = TreeRunner(model, routing, replace(rows, sequence=b, position=i, partner=b, partner_position=i), outside)
@@ -185,33 +206,50 @@ class _Pair:
         return Rate(float(top.sum() / bottom.sum()), float(low), float(high))
 
 
-def _fit(ways: Sequence[Path], tried: Sequence[Nodes], answers: Sequence[Int[Tensor, " row"]]) -> tuple[float, ...]:
-    """Weights of the ways, at least 0 and 1 in all, by logistic regression of the answer on which ways were moved."""
-    moved = torch.stack([_moved(ways, nodes) for nodes in tried])
-    counts = torch.tensor([[float((said == one).sum()) for one in (1, 0)] for said in answers], dtype=torch.float64)
-    partial = (moved.sum(1) > 0) & (moved.sum(1) < len(ways))
-    if not partial.any():
-        return (1 / len(ways),) * len(ways)
+def _same_position(rows: Rows, generator: torch.Generator) -> Int[Tensor, " row"]:
+    """For each row a sequence whose answer at the same position is another letter, where there is one; else any."""
+    labels = rows.batch.labels[:, rows.position].T
+    usable = rows.batch.scored[:, rows.position].T & (labels != rows.answer[:, None])
+    return torch.rand(usable.shape, generator=generator).masked_fill(~usable, -1).argmax(1)
+
+
+def _fit(
+    moved: Float[Tensor, "exchange way"], said: Int[Tensor, "exchange row"]
+) -> Float[Tensor, "fit way"]:
+    """Weights of the ways by logistic regression of the answer on which were moved: one fit for each exchange, without those
+    that move the same ways, and a last one on all. They are at least 0; what they lack of 1 is the weight of all else."""
+    alike = (moved[:, None] == moved).all(-1)
+    partial = (moved.sum(1) > 0) & (moved.sum(1) < moved.shape[1])
+    used = torch.cat([~alike, torch.ones_like(alike[:1])]) & partial
+    counts = torch.stack([(said == one).sum(1) for one in (1, 0)], dim=-1).double()
     with torch.enable_grad():
-        free = torch.zeros(len(ways) + 1, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.Adam([free], lr=0.1)
+        free = torch.zeros(len(used), moved.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+        slope = torch.ones(len(used), 1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([free, slope], lr=0.1)
         for _ in range(_STEPS):
-            score = (moved[partial] @ free[:-1].softmax(0) * 2 - 1) * free[-1].exp()
-            loss = -(counts[partial] * torch.stack([score, -score], 1).sigmoid().clamp_min(1e-9).log()).sum()
+            score = (free.softmax(1)[:, :-1] @ moved.T * 2 - 1) * slope.exp()
+            log = torch.nn.functional.logsigmoid
+            loss = -(used * (counts[:, 0] * log(score) + counts[:, 1] * log(-score))).sum() / counts.sum()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return tuple(free.detach()[:-1].softmax(0).tolist())
+    return free.detach().softmax(1)[:, :-1]
 
 
-def _judge(pair: _Pair, ways: tuple[Path, ...], weights: tuple[float, ...], tried: Sequence[Nodes]) -> Interventions:
-    moved = torch.stack([_moved(ways, nodes) for nodes in tried])
+def _judge(
+    pair: _Pair,
+    ways: tuple[Path, ...],
+    tried: Sequence[Nodes],
+    moved: Float[Tensor, "exchange way"],
+    weights: Float[Tensor, "fit way"],
+    elsewhere: Rate,
+) -> Interventions:
     said = torch.stack([pair.answers(nodes) for nodes in tried], dim=1)
     share = moved.mean(1)
     source, base = (said == 1).double(), (said == 0).double()
     whole, apart = share == 1, share == 0
     part = ~whole & ~apart
-    votes = [_foretold(source[:, part], base[:, part], s[part]) for s in (share, moved @ torch.tensor(weights).double())]
+    votes = [_foretold(source[:, part], base[:, part], s[part]) for s in (share, (moved * weights[:-1]).sum(1))]
     single = source[:, part] if source[:, part].sum() > base[:, part].sum() else base[:, part]
     jumps = {frozenset(way): tuple(node.jump for node in way if node.target != node.place) for way in ways}
     exchanges = []
@@ -226,8 +264,9 @@ def _judge(pair: _Pair, ways: tuple[Path, ...], weights: tuple[float, ...], trie
         pair.base.routing.hops,
         tuple(exchanges),
         ways,
-        weights,
+        tuple(weights[-1].tolist()),
         agreement=pair.rate(source[:, whole]),
+        elsewhere=elsewhere,
         vote=pair.rate(votes[0]),
         weighted=pair.rate(votes[1]),
         single=float(single.mean()),
