@@ -13,6 +13,7 @@ PACKAGE = Path(hopinterp.__file__).parent
 HOUSE = {
     "errors": (),
     "progress": (),
+    "shown": (),
     "task": (),
     "models": ("blocks", "bridge", "spec", "fused", "hooks", "architectures", "gpt2", "card", "subject", "store"),
     "engine": ("cached_run", "suffix", "sweeps", "per_position"),
@@ -61,6 +62,9 @@ HOUSE = {
         "readings",
         "joint",
         "queries",
+        "kept",
+        "inputs",
+        "records",
         "decompiled",
     ),
     "judgement": ("readings", "rules", "records", "verdict"),
