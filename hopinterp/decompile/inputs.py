@@ -123,14 +123,15 @@ def why(
     if not one.scored[0, position]:
         raise HopInterpError(f"the chain of position {position} is shorter than {hops} hops: its answer is no letter")
     runner = TreeRunner.of(model, routing, _against(one, position, others))
-    answer, said = (task.token_name(int(x)) for x in (one.labels[0, position], model(one.tokens)[0, position].argmax()))
+    tokens = one.labels[0, position], model(one.tokens)[0, position].argmax()
+    answer, said = (task.token_name(int(token)) for token in tokens)
     state = runner.run(tree.nodes)
     alone = {node: _right(runner, runner.without(state, [node])) for node in tree.nodes}
     lines = [
         f"k = {hops}, position {position}: the answer is {answer}, and the model says {said}.",
         f"The {task.decode(one, position=position).splitlines()[-1]}.",
-        f"The nodes below alone, with all else of another sequence, give {answer} in {_right(runner, state)}; in brackets, in"
-        " how many without that one.",
+        f"The nodes below alone, with all else of another sequence, give {answer} in {_right(runner, state)}; in brackets,"
+        " in how many without that one.",
     ]
     for jumps, paths in sorted(derivations(tree.nodes, hops).items(), reverse=True):
         steps = ", ".join(f"{_step(one, position, node)} ({alone[node].split()[0]})" for node in paths[0])

@@ -206,8 +206,14 @@ class Decompiled:
         said = shown if sums else "no derivation was found"
         layers = range(len(self.reach))
         most = ", ".join(str(2**layer - 1) for layer in layers)
-        reached = ", ".join(map(str, self.reach))
+        reached = ", ".join(self.reach_words)
         return f"{self.name}, k = {self.hops}: {said}. Blocks reach {reached} hops (at most 2^ℓ − 1: {most})."
+
+    @property
+    def reach_words(self) -> tuple[str, ...]:
+        """`reach`, with a "?" where only a later jump implies it: no nodes were found that make so many hops known."""
+        marked = zip(self.reach, self.queries.implied, strict=True)
+        return tuple(f"{hops}?" if implied else str(hops) for hops, implied in marked)
 
     @property
     def reading(self) -> str:
@@ -231,6 +237,8 @@ class Decompiled:
     def _aside(self) -> Iterator[str]:
         if self.tree.aside:
             yield f"{len(self.tree.aside)} of the nodes lie on no derivation: they tell what the answer is not."
+        if any(self.queries.implied):
+            yield "?: a later jump needs so many hops, but no nodes were found that bring them to its query."
         if self.split:
             heads = ", ".join(f"{layer}.{head} ({route})" for layer, head, route in self.split)
             yield f"Heads that hold two hops at once: {heads}."
@@ -367,7 +375,7 @@ class Decompilation:
         sums = [summed(jumps) for jumps in one.derivations]
         shown = " = ".join([*sums[:_MOST], *["…"][: len(sums) > _MOST]])
         said = "yes" if one.explained else f"no ({one.inputs_explained:.1%})"
-        return (*errors[:3], str(len(one.tree.nodes)), errors[3], said, " ".join(map(str, one.reach)), shown)
+        return (*errors[:3], str(len(one.tree.nodes)), errors[3], said, " ".join(one.reach_words), shown)
 
     @property
     def reading(self) -> str:
