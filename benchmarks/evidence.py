@@ -25,7 +25,8 @@ from threadpoolctl import threadpool_limits
 import hopinterp as hi
 from hopinterp.evidence.reading.attention import scores
 from hopinterp.evidence.reading.linear import Standardizer, fit_logistic, fit_ridge
-from hopinterp.models.fused import FusedTransformer, pattern, resid_post
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import pattern, resid_post
 
 ROWS = 12_000
 Run = Callable[[], Any]

@@ -1,4 +1,4 @@
-"""The front door's doorman: the one exception for what a user can mend."""
+"""The one exception for what a user can mend."""
 
 
 class HopInterpError(Exception):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,6 +14,10 @@ from torch import Tensor
 
 from hopinterp.errors import HopInterpError
 
+Hops = SupportsIndex | Iterable[SupportsIndex]
+"""Values of k: one whole number (NumPy's and xarray's among them) or several."""
+_TRIES, _ROUNDS = 8, 60
+"""Candidates for a sequence that are drawn at once, and how often, before it is said that there is none."""
 Letters = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "..."]
 
 
@@ -81,11 +84,12 @@ class HopTask:
     def sample(
         self,
         batch_size: int,
-        hops: int | Int[Tensor, " batch"] | None = None,
+        hops: SupportsIndex | Int[Tensor, " batch"] | None = None,
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
         device: str | torch.device = "cpu",
+        distinct: bool = False,
     ) -> Batch:
         """A batch from the training distribution: X_1 uniform on Σ, each later letter uniform on Σ without the last.
 
@@ -96,9 +100,13 @@ class HopTask:
             hops: k for all (a number), for each (a tensor), or None: uniform on 0 … max_hops.
             seed: seeds a fresh generator; or give `generator`. One of the two is needed.
             device: where the batch is put. It is always drawn on the CPU: one seed, the same bits everywhere.
+            distinct: draw a position and its sequence given that the position has a chain of k links on which no letter
+                repeats two hops apart (`Batch.no_repeats`). By k = 16 hardly any plain sequence has one. A sequence's share
+                of the draw grows with how many such positions it has: for a mean over positions, average within sequences.
 
         Raises:
-            HopInterpError: hops out of range, no sequences asked for, or no source of randomness.
+            HopInterpError: hops out of range, no sequences asked for, or no source of randomness; with `distinct`, no such
+                chain: two letters, or more hops than the sequence has room for.
         """
         if batch_size < 1:
             raise HopInterpError(f"batch_size is {batch_size}; at least one sequence is needed")
@@ -107,6 +115,8 @@ class HopTask:
         if generator is None:
             assert seed is not None
             generator = torch.Generator().manual_seed(seed)
+        if distinct:
+            return self._sample_distinct(batch_size, hops, generator).to(device)
         steps = torch.randint(1, self.alphabet_size, (batch_size, self.n_letters), generator=generator)
         steps[:, 0] = torch.randint(self.alphabet_size, (batch_size,), generator=generator)
         letters = steps.cumsum(-1) % self.alphabet_size
@@ -114,7 +124,32 @@ class HopTask:
             hops = torch.randint(self.max_hops + 1, (batch_size,), generator=generator)
         return self._batch(letters.to(device), self._hop_counts(hops, batch_size).to(device))
 
-    def from_letters(self, letters: Letters, hops: int | Int[Tensor, " batch"]) -> Batch:
+    def _sample_distinct(
+        self, batch_size: int, hops: int | Int[Tensor, " batch"] | None, generator: torch.Generator
+    ) -> Batch:
+        """Positions are drawn evenly, and again with their sequence where the chain does not fit."""
+        if hops is None:
+            hops = torch.randint(self.max_hops + 1, (batch_size,), generator=generator)
+        ks = self._hop_counts(hops, batch_size)
+        letters = torch.zeros(batch_size, self.n_letters, dtype=torch.long)
+        left = torch.arange(batch_size)
+        most = int(ks.max())
+        possible = most < 2 or (self.alphabet_size > 2 and 2 * most < self.n_letters)  # every link spans two letters or more
+        for _ in range(_ROUNDS if possible else 0):
+            rows = left.repeat_interleave(_TRIES)
+            drawn, fits = distinct_letters(self.n_letters, self.alphabet_size, ks[rows], generator)
+            fits = fits.view(len(left), _TRIES)
+            first = torch.arange(len(left)) * _TRIES + fits.int().argmax(1)
+            letters[left] = drawn[first]
+            left = left[~fits.any(1)]
+            if not len(left):
+                return self._batch(letters, ks)
+        raise HopInterpError(
+            f"no chain of {most} hops on which no letter repeats two hops apart was found among "
+            f"{self.n_letters} letters of {self.alphabet_size}"
+        )
+
+    def from_letters(self, letters: Letters, hops: SupportsIndex | Int[Tensor, " batch"]) -> Batch:
         """A batch from given sequences; neighbours may repeat (the definition allows it, training has none).
 
         Args:
@@ -160,9 +195,10 @@ class HopTask:
             raise HopInterpError(f"letter {name!r} is outside the alphabet a … {last}")
         return number
 
-    def _hop_counts(self, hops: int | Int[Tensor, " batch"], batch_size: int) -> Int[Tensor, " batch"]:
-        counts = torch.as_tensor(hops)
-        if counts.is_floating_point() or counts.ndim > 1 or (counts.ndim == 1 and len(counts) != batch_size):
+    def _hop_counts(self, hops: SupportsIndex | Int[Tensor, " batch"], batch_size: int) -> Int[Tensor, " batch"]:
+        counts = torch.as_tensor(_number(hops))
+        whole = not counts.is_floating_point() and counts.dtype != torch.bool
+        if not whole or counts.ndim > 1 or (counts.ndim == 1 and len(counts) != batch_size):
             raise HopInterpError(f"hops must be a whole number or one for each of {batch_size} sequences; got {hops!r}")
         self.check_hops(int(counts.min()), int(counts.max()))
         return counts.long().expand(batch_size)
@@ -174,17 +210,14 @@ class HopTask:
                 raise HopInterpError(f"hops is {k}; this task has 0 to {self.max_hops}")
 
     def hop_count(self, hops: object) -> int:
-        """One k as an int: any whole number (NumPy's among them) of 0 … max_hops.
+        """One k as an int: any whole number (NumPy's and xarray's among them) of 0 … max_hops.
 
         Raises:
             HopInterpError: anything else.
         """
-        try:
-            k = operator.index(hops)  # type: ignore[arg-type]
-        except TypeError:
-            k = -1
-        if isinstance(hops, bool) or (k < 0 and not isinstance(hops, int)):
-            raise HopInterpError(f"hops is {hops!r}; it is one whole number from 0 to {self.max_hops}")
+        k = _number(hops)
+        if not isinstance(k, int) or isinstance(k, bool):
+            raise HopInterpError(f"hops is {k!r}; it is one whole number from 0 to {self.max_hops}")
         self.check_hops(k)
         return k
 
@@ -265,11 +298,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, index: int | slice | list[int] | Tensor) -> Batch:
+    def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | Tensor) -> Batch:
         """Some of the sequences, as tensors are indexed; one number gives a batch of one."""
-        rows = slice(index, index + 1 or None) if isinstance(index, int) else index
-        if isinstance(index, int) and not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
+        rows = _number(index)
+        if isinstance(rows, int):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"sequence {rows} of {len(self)}")
+            rows = [rows]
         return Batch(self.task, self.tokens[rows], self.labels[rows], self.find1[rows])
 
     def to(self, device: str | torch.device) -> Batch:
@@ -302,15 +337,69 @@ class Batch:
         return (self.labels != self.task.null) & (self.labels != self.task.blank)
 
     @cached_property
+    def no_repeats(self) -> Bool[Tensor, "batch position"]:
+        """Scored positions on whose chain no letter repeats two hops apart: X_{find^j(i)} ≠ X_{find^(j+2)(i)}, j ≤ k − 2.
+
+        A repeat lets a model know find^(j+2)(i) by other means than hopping; the theorem's worst case has none.
+        """
+        letters = self.hop_letters
+        j = torch.arange(max(letters.shape[1] - 2, 0), device=letters.device)
+        asked = (j <= self.hops[:, None] - 2)[..., None]
+        return self.scored & ~((letters[:, :-2] == letters[:, 2:]) & asked).any(1)
+
+    @cached_property
     def hop_letters(self) -> Int[Tensor, "batch hop position"]:
         """X_{find^j(i)} as a letter number 0 … |Σ|−1, or −1 where find^j(i) = 0."""
         letters = self.tokens - self.task.first_letter
         letters[:, 0] = -1
         return letters[:, None].expand_as(self.find).gather(2, self.find)
 
-    def with_hops(self, hops: int) -> Batch:
+    def with_hops(self, hops: SupportsIndex) -> Batch:
         """The same sequences asked for another k."""
         return self.task.from_letters(self.letters, hops)
+
+
+def _number(value: Any) -> Any:
+    """What NumPy, torch or xarray wrap as a number without dimensions, unwrapped; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def distinct_letters(
+    n: int, alphabet_size: int, hops: Int[Tensor, " batch"], generator: torch.Generator
+) -> tuple[Int[Tensor, "batch n"], Bool[Tensor, " batch"]]:
+    """Sequences from the training distribution, given that on the chain of a position drawn evenly no letter repeats two
+    hops apart; and where the chain fits: it has k links. Where it does not, the sequence is to be drawn again.
+
+    From the position the letters are drawn backwards. Reversed, the sequence has the same distribution, and a chain is a
+    series of waits for a letter: at find^j(i), with letter b, one waits for b, and the letter seen right before it (right
+    after it, in the sequence) is that of hop j + 1. It is to be another than a, the letter of hop j − 1, from which the
+    wait starts. From a that comes about with probability 1 − 2/|Σ|, from any other letter with 1 − 1/|Σ|: each step is drawn
+    with these as weights. At the start of every wait they are the same, so that waits do not weigh upon each other.
+    """
+    batch, rows = len(hops), torch.arange(len(hops))
+    start = torch.randint(n, (batch,), generator=generator)
+    path = torch.empty(batch, 2 * n - 1, dtype=torch.long)  # the position is in the middle, at n − 1
+    letter = torch.randint(alphabet_size, (batch,), generator=generator)
+    path[:, n - 1] = current = awaited = letter
+    avoided, done, length = torch.full_like(letter, -1), torch.zeros_like(letter), torch.zeros_like(letter)
+    for step in range(1, n):
+        weights = torch.full((batch, alphabet_size), 1 - 1 / alphabet_size)
+        bound = (done > 0) & (done < hops)
+        weights[rows[bound], avoided[bound]] = 1 - 2 / alphabet_size
+        weights[rows[bound], awaited[bound]] = (current != avoided)[bound].float()
+        weights[~bound] = 1
+        weights[rows, current] = 0
+        drawn = torch.multinomial(weights, 1, generator=generator)[:, 0]
+        met = drawn == awaited
+        done = done + met
+        length = torch.where(met & (done == hops), step, length)
+        avoided, awaited = torch.where(met, awaited, avoided), torch.where(met, current, awaited)
+        path[:, n - 1 - step] = current = drawn
+    onward = torch.randint(1, alphabet_size, (batch, n - 1), generator=generator).cumsum(1)
+    path[:, n:] = (letter[:, None] + onward) % alphabet_size
+    begin = n - 1 - start
+    letters = path.gather(1, begin[:, None] + torch.arange(n))
+    return letters, (done >= hops) & (length <= start)
 
 
 def find_one(letters: Int[Tensor, "batch n"]) -> Int[Tensor, "batch position"]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
+from hopinterp.errors import HopInterpError
 from hopinterp.models import gpt2
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.spec import ModelSpec
@@ -18,6 +23,23 @@ from hopinterp.task import HopTask
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("repeatable")  # the same examples on every machine, however slow
 torch.set_num_threads(1)  # the models are small: more threads help little, and hurt on a busy machine
+
+
+@pytest.fixture
+def refuses(pytestconfig: pytest.Config) -> Callable[[str], AbstractContextManager[None]]:
+    """Within `refuses(words)` a HopInterpError of one line with those words is raised; where the suite executes types too
+    (--jaxtyping-packages), the checker's error may come first."""
+    kinds = (HopInterpError, TypeCheckError) if pytestconfig.getoption("jaxtyping_packages") else HopInterpError
+
+    @contextmanager
+    def refusing(words: str) -> Iterator[None]:
+        with pytest.raises(kinds) as caught:
+            yield
+        if isinstance(caught.value, HopInterpError):
+            assert re.search(words, str(caught.value))
+            assert "\n" not in str(caught.value)
+
+    return refusing
 
 
 @pytest.fixture(scope="session")

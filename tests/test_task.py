@@ -5,10 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopinterp import HopInterpError, HopTask
+from hopinterp import HopTask
 
 
 def find_by_definition(letters: list[int], i: int) -> int:
@@ -35,7 +36,7 @@ def test_find_and_labels_are_the_definition_s(repeats):
         else:
             batch = task.sample(3, seed=trial)
         for row in range(3):
-            letters = (batch.tokens[row, 1:] - task.first_letter).tolist()
+            letters = batch.letters[row].tolist()
             k = int(batch.tokens[row, 0])
             assert batch.labels[row, 0] == task.blank
             for i in range(1, n + 1):
@@ -63,7 +64,7 @@ def test_tokens_are_the_paper_s():
 def test_training_distribution():
     task = HopTask(98, 4, 16)
     batch = task.sample(4000, seed=0)
-    letters = batch.tokens[:, 1:] - task.first_letter
+    letters = batch.letters
     assert (letters[:, 1:] != letters[:, :-1]).all()
     for counts in (letters[:, 0].bincount(minlength=4), letters[:, 50].bincount(minlength=4)):
         assert torch.allclose(counts / 4000, torch.tensor(0.25), atol=0.04)
@@ -86,7 +87,7 @@ def test_hops_for_each_sequence(task):
     batch = task.sample(3, hops=hops, seed=0)
     assert torch.equal(batch.hops, hops)
     for row, k in enumerate(hops.tolist()):
-        alone = task.from_letters(batch.tokens[row, 1:] - task.first_letter, k)
+        alone = task.from_letters(batch.letters[row], k)
         assert torch.equal(alone.labels[0], batch.labels[row])
 
 
@@ -111,6 +112,8 @@ def test_decode_prints_the_chain():
         (lambda: HopTask(98, 4, 2.5), "max_hops is 2.5"),
         (lambda: HopTask().sample(1, hops=17, seed=0), "hops is 17"),
         (lambda: HopTask().sample(1, hops=-1, seed=0), "hops is -1"),
+        (lambda: HopTask().sample(1, hops=True, seed=0), "got True"),
+        (lambda: HopTask().sample(1, hops=1.0, seed=0), "got 1.0"),
         (lambda: HopTask().sample(0, seed=0), "batch_size is 0"),
         (lambda: HopTask().sample(1), "needs a seed"),
         (lambda: HopTask().from_letters("abe", 1), "'e' is outside the alphabet a … d"),
@@ -121,10 +124,9 @@ def test_decode_prints_the_chain():
         (lambda: HopTask().from_letters("", 1), "0 letters"),
     ],
 )
-def test_bad_input_is_named(call, words):
-    with pytest.raises(HopInterpError, match=words) as caught:
+def test_bad_input_is_named(refuses, call, words):
+    with refuses(words):
         call()
-    assert "\n" not in str(caught.value)
 
 
 def test_work_grows_with_the_batch_not_with_python():
@@ -174,23 +176,52 @@ def test_batches_are_indexed_moved_and_read_as_letters():
     batch = HopTask(10).sample(6, seed=0)
     assert torch.equal(batch.letters, batch.tokens[:, 1:] - batch.task.first_letter)
     chosen = torch.tensor([True, False, True, False, False, False])
-    for index, rows in ((2, [2]), (-1, [5]), (slice(1, 3), [1, 2]), ([4, 0], [4, 0]), (chosen, [0, 2])):
+    for index, rows in (
+        (2, [2]),
+        (-1, [5]),
+        (np.int64(2), [2]),
+        (torch.tensor(3), [3]),
+        (slice(1, 3), [1, 2]),
+        ([4, 0], [4, 0]),
+        (chosen, [0, 2]),
+    ):
         some = batch[index]
         assert torch.equal(some.tokens, batch.tokens[rows])
         assert torch.equal(some.labels, batch.labels[rows])
         assert torch.equal(some.find, batch.find[rows])
-    with pytest.raises(IndexError):
-        batch[6]
+    for outside in (6, -7):
+        with pytest.raises(IndexError):
+            batch[outside]
     assert batch.to("meta").tokens.device.type == "meta"
 
 
-def test_hop_counts_of_any_kind():
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, 30), hops=st.integers(0, 16))
+def test_letters_and_from_letters_are_inverses(seed, size, hops):
+    batch = HopTask(15, size).sample(3, hops=hops, seed=seed)
+    again = batch.task.from_letters(batch.letters, hops)
+    assert torch.equal(again.tokens, batch.tokens)
+    assert torch.equal(again.labels, batch.labels)
+    assert torch.equal(again.letters, batch.letters)
+
+
+def test_hop_counts_of_any_kind(refuses):
     task = HopTask(max_hops=4)
-    assert task.hop_count(np.int64(3)) == task.hop_count(torch.tensor(3)) == 3
+    one = xr.DataArray([3], {"hops": [3]})["hops"]
+    assert task.hop_count(np.int64(3)) == task.hop_count(torch.tensor(3)) == task.hop_count(one[0]) == 3
     assert task.hop_counts() == [0, 1, 2, 3, 4]
+    assert task.hop_counts(np.int64(3)) == task.hop_counts(one) == task.hop_counts(one[0]) == [3]
     assert task.hop_counts(np.arange(1, 3)) == task.hop_counts(x for x in (1, 2)) == [1, 2]
-    for bad, words in ((True, "True"), (1.0, "1.0"), ("2", "'2'"), (None, "None"), ([2], "one whole number"), (5, "0 to 4")):
-        with pytest.raises(HopInterpError, match=words.replace("[", "\\[")):
+    values = (True, np.True_, torch.tensor(True), 1.0, np.float64(1), "2", None, [2], np.array([2]), torch.tensor([2]))
+    for bad in values:
+        with refuses("one whole number from 0 to 4"):
             task.hop_count(bad)
-    with pytest.raises(HopInterpError, match="no values"):
-        task.hop_counts([])
+    for several, words in (
+        ([], "no values"),
+        ([True], "True"),
+        ([1, 2.0], "2.0"),
+        ("12", "'12'"),
+        (5, "0 to 4"),
+        (-1, "-1"),
+    ):
+        with refuses(words):
+            task.hop_counts(several)

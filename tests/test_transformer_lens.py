@@ -56,8 +56,9 @@ def test_hooks_of_the_user_show(loaded):
     assert float(hi.evaluate(model, task, hops=3, sequences=10).error.squeeze()) == before
 
 
+@pytest.mark.slow
 def test_evaluate_probe_and_verify(loaded):
-    """The same figures as of the fused model: to the last digit."""
+    """Figures are those of the fused model, to the last digit."""
     model, task = loaded
     fused, _ = hi.load_fused("depth3")
     for call in (
@@ -65,9 +66,9 @@ def test_evaluate_probe_and_verify(loaded):
         lambda m: hi.probe(m, task, hops=3, train_sequences=40, sequences=20),
     ):
         assert call(model).equals(call(fused))
-    ours, theirs = (hi.verify(m, task, hops=3, sequences=20) for m in (model, fused))
-    assert ours.verdict == theirs.verdict
-    assert ours.resolved == theirs.resolved
+    found = hi.verify(model, task, hops=3, sequences=20)
+    assert found.verdict == "undetermined"  # as at every k < 4
+    assert found.resolved["probe"] == [0, 1, 3]
 
 
 def test_a_loaded_model_saves_to_the_same_bytes(loaded, tmp_path):

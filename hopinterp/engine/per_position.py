@@ -12,7 +12,8 @@ from torch import Tensor
 from hopinterp.engine.cached_run import Run, mlp_out
 from hopinterp.errors import HopInterpError
 from hopinterp.models.blocks import Heads, scores
-from hopinterp.models.fused import Logits, Residual, resid_post
+from hopinterp.models.fused import Logits, Residual
+from hopinterp.models.hooks import resid_post
 from hopinterp.models.subject import Subject
 
 Site = tuple[int, int | None]

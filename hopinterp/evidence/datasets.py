@@ -32,6 +32,11 @@ LONG_NAMES: dict[str, str] = {
     "null_error": "share of positions with a null answer that are wrong",
     "solved": "whether the upper end of err_k's interval is at most the bar",
     "failed": "whether the lower end of err_k's interval is above the bar",
+    "distinct_error": "err_k at positions on whose chain no letter repeats two hops apart",
+    "distinct_low": "lower end of its 95% interval",
+    "distinct_high": "upper end of its 95% interval",
+    "distinct_solved": "whether that upper end is at most the bar",
+    "distinct_positions": "how many such positions were asked",
     # attention
     "score": "mean cosine of pattern and 0/1 matrix of find^j",
     "score_valid": "the same over rows where find^j is not null",
@@ -69,7 +74,7 @@ LONG_NAMES: dict[str, str] = {
     "correlation": "Pearson correlation of estimate and effect over all cells",
     "change": "error without the part, less the whole model's",
     "whole_error": "err_k of the whole model",
-    "logit_difference": "logit of the right letter less the counterfactual one's, in nats",
+    "logit_difference": "logit of the right letter less the counterfactual one's",
     # transplants
     "iia": "interchange intervention accuracy",
     "chance": "largest of unmoved, unrelated and guess",
@@ -93,13 +98,13 @@ LONG_NAMES: dict[str, str] = {
     "head_change": "that less the whole model's",
     "head_low": "lower end of the 95% interval of head_change",
     "head_high": "upper end of the 95% interval of head_change",
-    "heads": "what each head writes into the logit difference, in nats",
+    "heads": "what each head writes into the logit difference",
     "heads_low": "lower end of its 95% interval",
     "heads_high": "upper end of its 95% interval",
-    "mlp": "what each block's MLP writes into the logit difference, in nats",
+    "mlp": "what each block's MLP writes into the logit difference",
     "mlp_low": "lower end of its 95% interval",
     "mlp_high": "upper end of its 95% interval",
-    "other": "what embeddings and biases write into the logit difference, in nats",
+    "other": "what embeddings and biases write into the logit difference",
     "other_low": "lower end of its 95% interval",
     "other_high": "upper end of its 95% interval",
     "sender_layer": "block of the head that tells, counted from 0",
@@ -113,6 +118,9 @@ LONG_NAMES: dict[str, str] = {
 }
 """What each variable of any result is, by its name; a result in which a name means something else gives its own."""
 
+NATS = ("logit_difference", *(f"{part}{end}" for part in ("heads", "mlp", "other") for end in ("", "_low", "_high")))
+"""Variables in units of logits. All others are rates, shares, cosines, counts or labels, and have no unit."""
+
 
 def described(
     found: xr.Dataset,
@@ -123,7 +131,8 @@ def described(
     long_names: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> xr.Dataset:
-    """The result with its settings, its model and task, the version and the seed in attrs, and long names on its variables.
+    """The result with its settings, its model and task, the version and the seed in attrs, and long names and
+    units on its variables.
 
     Attrs are what netCDF can hold: numbers, text, and lists of numbers.
 
@@ -137,4 +146,6 @@ def described(
     for name in found.variables:
         if str(name) in names:
             found[name].attrs["long_name"] = names[str(name)]
+        if name in NATS:
+            found[name].attrs["units"] = "nats"
     return found

@@ -1,4 +1,4 @@
-"""The scales: confidence intervals for rates measured on sequences, whose positions are not independent."""
+"""Confidence intervals for rates and ratios measured on sequences, whose positions are not independent."""
 
 from __future__ import annotations
 

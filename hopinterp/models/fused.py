@@ -16,8 +16,7 @@ from torch import Tensor
 from hopinterp.errors import HopInterpError
 from hopinterp.models import blocks
 from hopinterp.models.blocks import NO_DROPOUT, NO_TAPS, Dropout, HookFunction, HookPoint, Rows, Taps
-from hopinterp.models.spec import ModelSpec, check_fits
-from hopinterp.task import HopTask
+from hopinterp.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -231,44 +230,3 @@ class FusedTransformer:
         p, name = self.parameters, f"blocks.{layer}.mlp."
         hidden = F.linear(x, p[name + "W_in"].T, p[name + "b_in"])
         return blocks.mlp_out(hidden, self.spec.act_fn, p[name + "W_out"], p[name + "b_out"], taps)
-
-
-def runner(model: HookedTransformer | FusedTransformer, task: HopTask) -> HookedTransformer | FusedTransformer:
-    """The fastest thing that computes exactly what `model` computes on the task's sequences.
-
-    A HookedTransformer with hooks of any kind on any of its modules (TransformerLens's are PyTorch's own underneath), or
-    with features the fused pass lacks, runs as it is: an ablation that a user attached must show in what we report.
-
-    Raises:
-        HopInterpError: the model is too small for the task.
-    """
-    if isinstance(model, FusedTransformer):
-        check_fits(model.spec, task)
-        return model
-    check_fits(model.cfg, task)
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-        return model
-    try:
-        return FusedTransformer.of(model)
-    except HopInterpError:
-        return model
-
-
-def device_of(model: HookedTransformer | FusedTransformer) -> torch.device:
-    """Where a model's parameters are."""
-    return model.device if isinstance(model, FusedTransformer) else next(model.parameters()).device
-
-
-def depth_of(model: HookedTransformer | FusedTransformer) -> int:
-    """How many blocks a model has."""
-    return model.spec.n_layers if isinstance(model, FusedTransformer) else model.cfg.n_layers
-
-
-def resid_post(layer: int) -> str:
-    """Name of a block's output in a cache."""
-    return f"blocks.{layer}.hook_resid_post"
-
-
-def pattern(layer: int) -> str:
-    """Name of a block's attention pattern in a cache."""
-    return f"blocks.{layer}.attn.hook_pattern"

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from hopinterp.errors import HopInterpError
 from hopinterp.models.blocks import HookFunction as HookFunction
-from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.fused import pattern as pattern
-from hopinterp.models.fused import resid_post as resid_post
-from hopinterp.models.spec import check_fits, processing
-from hopinterp.task import HopTask
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 _ROUNDING = 1e-6  # of float32, some units in the last place
 
@@ -66,33 +57,14 @@ SITES = {site.name: site for site in _ALL}
 """Every site by name: the residual stream, what attention and MLP add to it, and the insides of each head."""
 
 
-def site_of(name: str, model: HookedTransformer | FusedTransformer) -> Site:
-    """The site of a name, if the model has it.
-
-    Raises:
-        HopInterpError: no such site, or a model whose blocks lack it (without MLPs there is no resid_mid and no mlp_out).
-    """
-    if name not in SITES:
-        raise HopInterpError(f"site is {name!r}; it is one of {', '.join(SITES)}")
-    sizes = model.spec if isinstance(model, FusedTransformer) else model.cfg
-    if sizes.attn_only and name in ("resid_mid", "mlp_out"):
-        raise HopInterpError(f"site is {name}; this model's blocks have none, for they have no MLP")
-    if not isinstance(model, FusedTransformer) and SITES[name].at(0) not in model.hook_dict:
-        raise HopInterpError(f"site is {name}; this model's blocks have no such hook point")
-    return SITES[name]
+def resid_post(layer: int) -> str:
+    """Name of a block's output."""
+    return SITES["resid_post"].at(layer)
 
 
-def hooked(model: HookedTransformer | FusedTransformer, task: HopTask) -> HookedTransformer:
-    """The model with TransformerLens's hook points: itself, or a twin with the same (copied) weights.
-
-    Raises:
-        HopInterpError: the model is too small for the task.
-    """
-    if not isinstance(model, FusedTransformer):
-        check_fits(model.cfg, task)
-        return model
-    check_fits(model.spec, task)
-    return model.spec.build(model.parameters, model.device)
+def pattern(layer: int) -> str:
+    """Name of a block's attention pattern."""
+    return SITES["pattern"].at(layer)
 
 
 @contextmanager
@@ -165,10 +137,3 @@ def _comes_with(hook: Any) -> bool:
     """Whether a hook function is a library's own."""
     function = getattr(hook, "func", hook)  # of a functools.partial
     return str(getattr(function, "__module__", "")).startswith(("transformer_lens.", "transformers."))
-
-
-def weights_note(model: HookedTransformer | FusedTransformer) -> str:
-    """As `Subject.processing`."""
-    if isinstance(model, FusedTransformer):
-        return processing(model.parameters, model.spec.normalization_type)
-    return processing(dict(model.named_parameters()), model.cfg.normalization_type)

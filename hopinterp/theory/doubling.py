@@ -1,4 +1,4 @@
-"""The doubling shop: hop_k by pointer doubling on an MPC, in O(log k) rounds; the lookup construction's twin."""
+"""hop_k by pointer doubling on an MPC, in O(log k) rounds; the lookup construction's counterpart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The feeler gauge: how far each pointer head's softmax is from a tie, on given sequences."""
+"""How far each pointer head's softmax is from a tie, on given sequences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopinterp.models.fused import resid_post
+from hopinterp.models.blocks import causal_mask
+from hopinterp.models.hooks import resid_post
 from hopinterp.task import Batch
 from hopinterp.theory.construction import Construction
 from hopinterp.theory.program import SameLetter
@@ -46,7 +47,7 @@ def _lead(
 ) -> Float[Tensor, "batch query_from_1"]:
     """Score of the target less the best of the others, under the causal mask."""
     n = scores.shape[-1]
-    scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool, device=scores.device).triu(1), -torch.inf)
+    scores = scores + causal_mask(n, n, scores)
     wanted = scores.gather(2, targets[..., None])
     others = scores.scatter(2, targets[..., None], -torch.inf).amax(-1)
     return (wanted[..., 0] - others)[:, 1:]

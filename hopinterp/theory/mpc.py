@@ -1,4 +1,4 @@
-"""The parallel machine room: MPC, massively parallel computation, as an executor of (γ, δ)-MPC protocols (Figure 1).
+"""MPC, massively parallel computation, as an executor of (γ, δ)-MPC protocols (Figure 1).
 
 The model is Karloff, Suri and Vassilvitskii's (2010), as the paper defines it: the input is N words of p = Θ(log N) bits;
 q = Θ(N^(1+γ−δ)) machines have s = O(N^δ) words of memory each. Machine i starts with input words i·s … (i+1)·s − 1. In a

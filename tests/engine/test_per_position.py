@@ -9,7 +9,7 @@ import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.engine.cached_run import Run
 from hopinterp.engine.per_position import go_on, transplanted, with_head
-from hopinterp.models.fused import resid_post
+from hopinterp.models.hooks import resid_post
 from hopinterp.models.subject import Subject
 
 NO_NORM = {"attn_only": True, "normalization_type": None, "use_attn_scale": False}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.nn.utils import prune
 
 from hopinterp import HopInterpError, ModelSpec
-from hopinterp.models.fused import FusedTransformer, pattern, resid_post, runner
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import pattern, resid_post
 
 SPECS = [
     ModelSpec(2, d_model=32, n_heads=4, n_ctx=22, d_vocab=11),
@@ -182,25 +182,6 @@ def test_the_twin_follows_updates(small_task):
         hooked.W_E.add_(1.0 * torch.randn_like(hooked.W_E))
     assert not torch.allclose(before, fused(tokens))
     assert torch.allclose(hooked(tokens), fused(tokens), atol=1e-5)
-
-
-def test_a_model_with_hooks_runs_hooked(small_task):
-    """An ablation that a user attached must not be lost on the way to the fused pass."""
-    hooked = SPECS[0].build(SPECS[0].initial_parameters(0))
-    assert isinstance(runner(hooked, small_task), FusedTransformer)
-    hooked.add_hook("blocks.0.hook_attn_out", lambda value, hook: value * 0)  # noqa: ARG005
-    assert runner(hooked, small_task) is hooked
-    hooked.reset_hooks()
-    assert isinstance(runner(hooked, small_task), FusedTransformer)
-
-
-def test_pytorch_hooks_and_pruning_are_not_lost_either(small_task):
-    hooked = SPECS[0].build(SPECS[0].initial_parameters(0))
-    handle = hooked.blocks[1].attn.register_forward_hook(lambda module, given, out: out * 0)  # noqa: ARG005
-    assert runner(hooked, small_task) is hooked
-    handle.remove()
-    prune.l1_unstructured(hooked.blocks[0].mlp, "W_in", 0.5)
-    assert runner(hooked, small_task) is hooked
 
 
 def test_dropout_is_drawn_from_the_generator(small_model, small_task):

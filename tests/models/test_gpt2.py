@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from hopinterp import HopInterpError, HopTask
 from hopinterp.models import gpt2
-from hopinterp.models.fused import pattern
+from hopinterp.models.hooks import pattern
 
 
 def reference(state, n_layers, prefix="backbone."):

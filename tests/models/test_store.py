@@ -1,6 +1,7 @@
 """A model directory: what goes in comes out, and nothing damaged does."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, small_model, small_task, mo
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(HopInterpError, match="No space left on device"):
         store.save(tmp_path / "m", small_model, small_task, {})
     assert list(tmp_path.iterdir()) == []

@@ -209,7 +209,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(uninterrupted, tmp_path, monkeypa
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(record.os, "fsync", full)
+        disk.setattr(os, "fsync", full)
         with pytest.raises(HopInterpError, match=r"No space left on device\); the run can go on"):
             loop.train(TINY, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "config.json", "metrics.jsonl"]

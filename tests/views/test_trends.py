@@ -23,11 +23,11 @@ def test_threshold(small_task):
     published = {"depth 3": {0: 0.0, 1: 0.25, 2: 0.5}, "depth 9": {1: 0.125}}
     figure = trends.threshold(found, published, title="a threshold")
     measured, theirs = figure.axes
-    drawn = {line.get_label(): line for line in measured.lines if line.get_label().startswith("depth")}
+    drawn = {line.get_label(): line for line in measured.lines if str(line.get_label()).startswith("depth")}
     assert set(drawn) == set(found)
     for name, one in found.items():
         np.testing.assert_allclose(drawn[name].get_xydata(), np.c_[one.hops[1:], 100 * one.error[1:]])
-    beside = {line.get_label(): line for line in theirs.lines if line.get_label().startswith("depth")}
+    beside = {line.get_label(): line for line in theirs.lines if str(line.get_label()).startswith("depth")}
     np.testing.assert_allclose(beside["depth 3"].get_xydata(), [[1, 25], [2, 50]])  # k = 0 has no place on a log axis
     assert beside["depth 3"].get_color() == drawn["depth 3"].get_color() != beside["depth 9"].get_color()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["depth 2", "depth 3", "depth 9"]

@@ -18,8 +18,8 @@ from hopinterp.evidence.patching.effects import METRICS, Scale, measure
 from hopinterp.evidence.patching.pairs import Pairs, PairSettings, at_position, choose_pairs
 from hopinterp.evidence.patching.positions import By, Cells
 from hopinterp.evidence.patching.runs import MEMORY, Direction, PairedRuns
-from hopinterp.models.fused import FusedTransformer, resid_post
-from hopinterp.models.hooks import SITES, Site
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import SITES, Site, resid_post
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Report, counted
 from hopinterp.task import HopTask

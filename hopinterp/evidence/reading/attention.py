@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
-from hopinterp.models.fused import pattern
+from hopinterp.models.hooks import pattern
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
-from hopinterp.task import HopTask
+from hopinterp.task import Hops, HopTask
 
 Pattern = Float[Tensor, "*k batch head query key"]
 _BATCH = 100
@@ -25,7 +24,7 @@ _BATCH = 100
 def align(
     model: ModelLike,
     task: HopTask,
-    hops: int | Iterable[int] | None = None,
+    hops: Hops | None = None,
     sequences: int = 50,
     seed: int = 0,
     report: Report | None = None,

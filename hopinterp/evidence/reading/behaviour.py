@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,27 +10,31 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from hopinterp.errors import HopInterpError
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, korn_graubard
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
-from hopinterp.task import HopTask
+from hopinterp.task import Hops, HopTask
 
 SOLVED = 0.01
 """A model solves k where the upper end of err_k's interval is at most this."""
 FAILED = 0.05
 """A model fails at k, so that nothing is claimed about its mechanism there, where the lower end is above this."""
+DISTINCT = 4
+"""Times as many sequences serve the error on chains without a repeat, of which one sequence holds few."""
 _BATCH = 100
 
 
 def evaluate(
     model: ModelLike,
     task: HopTask,
-    hops: int | Iterable[int] | None = None,
+    hops: Hops | None = None,
     sequences: int = 100,
     seed: int = 0,
     dropout: float = 0.0,
     report: Report | None = None,
+    distinct: int | None = None,
 ) -> xr.Dataset:
     """err_k on fresh sequences (the paper's Figures 2 and 6 to 8). The same sequences serve every k.
 
@@ -40,12 +44,16 @@ def evaluate(
         sequences: how many sequences a k.
         dropout: rate of dropout left on while answering. The paper's published table was measured so, at 0.1.
         report: called after each k.
+        distinct: how many further sequences a k for the positions on whose chain no letter repeats two hops apart; DISTINCT
+            times `sequences` by default, 0 to leave them out. To say that k is solved there takes about 370.
 
     Returns:
         Dim hops (k). `error`: share of the positions whose answer is a letter (null and blank left out) where the most
         likely token is another; `low`, `high`: its 95% interval (Korn and Graubard's, by sequence); `solved`, `failed`:
         `high` ≤ SOLVED, `low` > FAILED; `null_error`: the same share over positions whose answer is null; `positions`: how
-        many positions `error` counts.
+        many positions `error` counts. Of chains on which no letter repeats two hops apart, drawn as `HopTask.sample` draws
+        them: `distinct_error`, the mean over such positions; `distinct_low`, `distinct_high`, `distinct_solved`,
+        `distinct_positions`. NaN and 0 where there is no such chain.
 
     Raises:
         HopInterpError: k out of range, too few sequences, or dropout asked of a model that runs by its hooks only.
@@ -64,14 +72,49 @@ def evaluate(
         null_error.append(float(mistakes[batch.labels == task.null].cpu().double().mean()))
         if report:
             report(Progress("answering", done, len(ks)))
-    low, high = korn_graubard(torch.stack(wrong, 1), torch.stack(counted, 1))
-    positions = torch.stack(counted, 1).sum(0)
-    error = torch.stack(wrong, 1).sum(0).double() / positions
+    wrongs, counts = torch.stack(wrong, 1).double(), torch.stack(counted, 1).double()
+    low, high = korn_graubard(wrongs, counts)
+    positions = counts.sum(0)
+    error = wrongs.sum(0) / positions
     values = {"error": error, "low": low, "high": high, "solved": high <= SOLVED, "failed": low > FAILED}
-    values |= {"null_error": torch.tensor(null_error), "positions": positions}
+    values |= {"null_error": torch.tensor(null_error), "positions": positions.long()}
+    count = DISTINCT * sequences if distinct is None else distinct
+    if count:
+        again = torch.Generator(subject.device).manual_seed(seed)  # so that the numbers above do not depend on these
+        values |= _on_distinct(subject, task, ks, count, seed, dropout, again)
     found = xr.Dataset({name: ("hops", value.numpy()) for name, value in values.items()}, {"hops": ks})
     bars: dict[str, Any] = {"solved": SOLVED, "failed": FAILED}
-    return described(found, subject, task, seed=seed, sequences=sequences, dropout=dropout, level=LEVEL, **bars)
+    settings = {"sequences": sequences, "distinct": count, "dropout": dropout, "level": LEVEL}
+    return described(found, subject, task, seed=seed, **settings, **bars)
+
+
+def _on_distinct(
+    subject: Subject, task: HopTask, ks: list[int], sequences: int, seed: int, dropout: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The error on chains on which no letter repeats two hops apart. A sequence counts once, whatever number of such positions
+    it has: so often it is drawn."""
+    wrong, positions = [], []
+    for k in ks:
+        try:
+            batch = task.sample(sequences, hops=k, seed=seed, device=subject.device, distinct=True)
+        except HopInterpError:  # no such chain
+            wrong.append(torch.full((sequences,), torch.nan, dtype=torch.float64))
+            positions.append(0)
+            continue
+        asked = batch.no_repeats
+        mistakes = (_answers(subject, batch.tokens, dropout, generator) != batch.labels) & asked
+        wrong.append((mistakes.sum(1) / asked.sum(1)).double().cpu())
+        positions.append(int(asked.sum()))
+    rate = torch.stack(wrong, 1)
+    measured = ~rate.isnan()
+    low, high = korn_graubard(rate.nan_to_num(), measured.double())
+    return {
+        "distinct_error": rate.mean(0),
+        "distinct_low": low,
+        "distinct_high": high,
+        "distinct_solved": high <= SOLVED,
+        "distinct_positions": torch.tensor(positions),
+    }
 
 
 @torch.no_grad()
@@ -84,9 +127,16 @@ def _answers(
     return torch.cat([logits(part).argmax(-1) for part in tokens.split(_BATCH)])
 
 
-def capacity(found: xr.Dataset) -> int | None:
-    """The largest k up to which `evaluate` found every k from 1 on solved; None where not all of these were measured."""
-    solved = found.solved.sel(hops=found.hops > 0).sortby("hops")
+def capacity(found: xr.Dataset, *, distinct: bool = False) -> int | None:
+    """The largest k up to which `evaluate` found every k from 1 on solved; None where not all of these were measured.
+
+    Args:
+        distinct: on chains on which no letter repeats two hops apart, the theorem's worst case, instead of on average.
+    """
+    name = "distinct_solved" if distinct else "solved"
+    if name not in found:
+        return None
+    solved = found[name].sel(hops=found.hops > 0).sortby("hops")
     if solved.hops.values.tolist() != list(range(1, solved.sizes["hops"] + 1)):
         return None
     return int(solved.astype(int).cumprod("hops").sum())

@@ -1,4 +1,4 @@
-"""The lens grinder's bench: many linear readouts of the same rows, solved at once. Knows no model and no task."""
+"""Many linear readouts of the same rows, solved at once, by ridge or logistic regression. Knows no model and no task."""
 
 from __future__ import annotations
 

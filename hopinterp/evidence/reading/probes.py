@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from hopinterp.errors import HopInterpError
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
 from hopinterp.evidence.reading.linear import Standardizer, fit_logistic, fit_ridge
-from hopinterp.models.fused import resid_post
+from hopinterp.models.hooks import resid_post
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
 from hopinterp.task import Batch, HopTask
@@ -66,7 +67,7 @@ class _Rows:
 def probe(
     model: ModelLike,
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     *,
     target: Target = "token",
     layers: int | Iterable[int] | None = None,
@@ -153,7 +154,7 @@ def _judge(found: xr.Dataset, hops: int) -> xr.Dataset:
     return found.merge(resolved(found.low, found.baseline, hops))
 
 
-def resolved(low: xr.DataArray, baseline: xr.DataArray, hops: int, bar: float = BAR) -> xr.Dataset:
+def resolved(low: xr.DataArray, baseline: xr.DataArray, hops: SupportsIndex, bar: float = BAR) -> xr.Dataset:
     """Which hops each block holds, and how far that goes.
 
     Args:
@@ -167,7 +168,7 @@ def resolved(low: xr.DataArray, baseline: xr.DataArray, hops: int, bar: float = 
         none). `frontier` [layer]: the largest r with hops 1 … r all held.
     """
     held = low > baseline + bar * (1 - baseline)
-    within = held & (held.hop <= hops)
+    within = held & (held.hop <= operator.index(hops))
     largest = held.hop.where(within, 0).max("hop")
     unbroken = held.where(held.hop > 0, True).astype(int).cumprod("hop").sum("hop") - 1
     return xr.Dataset({"held": held, "resolved": largest, "frontier": unbroken})
@@ -344,8 +345,3 @@ def _per_sequence(hits: Bool[Tensor, "row problem"], rows: _Rows) -> Float[Tenso
 
 def _rate(right: Float[Tensor, "sequence layer hop"], counted: Float[Tensor, "sequence hop"]) -> Float[Tensor, "layer hop"]:
     return right.sum(0) / counted.sum(0)
-
-
-def untrained(model: ModelLike, seed: int) -> Subject:
-    """The same sizes with weights as they are before training."""
-    return Subject.of(model).untrained(seed)

@@ -79,12 +79,12 @@ def test_a_card_s_table_says_solved_as_the_dataset_does(task):
     assert table["errors"].keys() == table["low"].keys() == {"1", "2", "16"}
 
 
-def test_k_may_be_one_number_of_any_kind(small_model, small_task):
+def test_k_may_be_one_number_of_any_kind(refuses, small_model, small_task):
     for hops in (3, np.int64(3), [3], np.array([3]), range(3, 4), iter([3])):
         assert hi.evaluate(small_model, small_task, hops=hops, sequences=2).hops.values.tolist() == [3]
-    for hops in (True, 2.0, "3", [1.5]):
-        with pytest.raises(HopInterpError, match="whole number"):
-            hi.evaluate(small_model, small_task, hops=hops, sequences=2)
+    for bad in (True, 2.0, "3", [1.5]):
+        with refuses("whole number"):
+            hi.evaluate(small_model, small_task, hops=bad, sequences=2)
 
 
 def test_progress_reaches_its_end(small_model, small_task):
@@ -102,7 +102,7 @@ def test_results_go_to_netcdf(small_model, small_task, tmp_path):
     assert all("long_name" in variable.attrs for variable in found.variables.values())
 
 
-def test_bad_questions_are_named(small_model, small_task):
+def test_bad_questions_are_named(refuses, small_model, small_task):
     for call, words in (
         (lambda: hi.evaluate(small_model, small_task, hops=[5]), "hops is 5; this task has 0 to 4"),
         (lambda: hi.evaluate(small_model, small_task, sequences=0), "at least one sequence"),
@@ -110,7 +110,7 @@ def test_bad_questions_are_named(small_model, small_task):
         (lambda: hi.evaluate(small_model, small_task, dropout=1.5), "dropout is 1.5"),
         (lambda: hi.evaluate(small_model, hi.HopTask()), "the task needs 23 tokens"),
     ):
-        with pytest.raises(HopInterpError, match=words):
+        with refuses(words):
             call()
 
 
@@ -130,8 +130,8 @@ def coverage(interval, rho, rate=0.1, sequences=100, trials=300):
     a, b = rate * (1 / rho - 1), (1 - rate) * (1 / rho - 1)
     hits = 0
     for trial in range(trials):
-        counted = torch.randint(60, 90, (sequences,))
-        wrong = torch.binomial(counted.float(), torch.distributions.Beta(a, b).sample((sequences,)))
+        counted = torch.randint(60, 90, (sequences,)).float()
+        wrong = torch.binomial(counted, torch.distributions.Beta(a, b).sample((sequences,)))
         low, high = interval(wrong, counted, trial)
         hits += bool(low <= rate <= high)
     return hits / trials
