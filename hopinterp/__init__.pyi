@@ -1,3 +1,8 @@
+from .decompile.decompiled import decompile as decompile
+from .decompile.differences import diff as diff
+from .decompile.records import Decompilation as Decompilation
+from .decompile.records import Decompiled as Decompiled
+from .decompile.records import load_decompiled as load_decompiled
 from .errors import HopInterpError as HopInterpError
 from .evidence.patching.ablation import ablate as ablate
 from .evidence.patching.ablation import ablated as ablated
@@ -29,4 +34,6 @@ from .theory.doubling import mpc_hop as mpc_hop
 from .training.config import TrainConfig as TrainConfig
 from .training.loop import resume as resume
 from .training.loop import train as train
+from .views.programs import derivation_tree as derivation_tree
+from .views.programs import hop_table as hop_table
 from .views.report import write_report as write_report

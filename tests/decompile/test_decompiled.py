@@ -1,6 +1,8 @@
 """decompile: the program of constructed models, what is printed, saved, run and refused."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import networkx as nx
@@ -119,6 +121,11 @@ def test_nothing_is_left_where_saving_fails(found, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_public_name_can_be_called_whatever_was_imported_before():
+    code = "import hopinterp as hi\nfrom hopinterp.decompile import routes\nassert callable(hi.decompile)\nhi.decompile"
+    subprocess.run([sys.executable, "-c", code + "\nassert callable(hi.decompile)"], check=True)
+
+
 # -- on inputs of one's own -------------------------------------------------------------------------------------------
 
 
@@ -184,7 +191,7 @@ def test_an_unsolved_k_is_refused_alone_and_marked_among_others(several, made):
     found, seen = several
     assert (list(found.by_hops), list(found.unsolved)) == ([K], [2])
     assert found.unsolved[2] > 0.05
-    with pytest.raises(HopInterpError, match="does not solve k = 2: its error is .*; there is no program"):
+    with pytest.raises(HopInterpError, match=r"does not solve k = 2: its error is .*; there is no program"):
         found[2]
     with pytest.raises(HopInterpError, match="the model does not solve k = 2"):
         decompile(made, TASK, 2, sequences=20)
