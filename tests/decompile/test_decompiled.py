@@ -1,6 +1,8 @@
 """decompile: the program of constructed models, what is printed, saved, run and refused."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import networkx as nx
@@ -117,6 +119,11 @@ def test_nothing_is_left_where_saving_fails(found, tmp_path, monkeypatch):
     with pytest.raises(HopInterpError, match="No space left on device"):
         found.save(tmp_path / "p")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_public_name_can_be_called_whatever_was_imported_before():
+    code = "import hopinterp as hi\nfrom hopinterp.decompile import routes\nassert callable(hi.decompile)\nhi.decompile"
+    subprocess.run([sys.executable, "-c", code + "\nassert callable(hi.decompile)"], check=True)
 
 
 # -- on inputs of one's own -------------------------------------------------------------------------------------------
