@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
-from hopinterp.models.fused import FusedTransformer, pattern
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import pattern
 from hopinterp.task import Batch, HopTask
 
 Kind = Literal["hop", "before hop", "self", "first", "same letter", "content-free"]

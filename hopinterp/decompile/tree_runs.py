@@ -226,9 +226,21 @@ class TreeRunner:
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
-    def given(self, state: State, node: Node, brings: Heads) -> State:
+    def given(self, state: State, node: Node, brings: Float[Tensor, "row d_head"]) -> State:
         """A tree whose node brings something else than what it reads."""
-        return self._update(state, state.nodes, {node: brings})
+        return self.given_all(state, {node: brings})
+
+    def given_all(self, state: State, brings: Mapping[Node, Float[Tensor, "row d_head"]]) -> State:
+        """A tree of which several nodes bring something else than what they read."""
+        return self._update(state, state.nodes, brings)
+
+    def brings(self, state: State, node: Node) -> Float[Tensor, "row d_head"]:
+        """What a node brings in a tree's run, before its share is taken."""
+        if node.target is None:
+            return self._outside("live", node.layer, node.place)[:, node.head]
+        _, valid = self._share(node)
+        null = self._outside("null", node.layer, node.place)[:, node.head]
+        return torch.where(valid, state.values[node.layer][node.target][:, node.head], null)
 
     def run(self, nodes: Nodes) -> State:
         """The tree from scratch."""
@@ -322,7 +334,7 @@ class TreeRunner:
         for node in nodes:
             share, valid = self._share(node)
             if node.target is None:
-                brings = self._outside("live", layer, place)[:, node.head]
+                brings = given[node] if node in given else self._outside("live", layer, place)[:, node.head]
             else:
                 read = given[node] if node in given else values[node.target][:, node.head]
                 brings = torch.where(valid, read, self._outside("null", layer, place)[:, node.head])

@@ -53,9 +53,9 @@ def test_the_tree_of_a_constructed_model_is_its_program(task, algorithm, built_f
 
 @pytest.fixture(scope="module")
 def trained():
-    model, card = store.load_fused("depth3")
-    routing = fit_routes(model, card.task, 2, sequences=30)
-    rows = Rows.draw(card.task, 2, 12, seed=0)
+    model, task = store.load_fused("depth3")
+    routing = fit_routes(model, task, 2, sequences=30)
+    rows = Rows.draw(task, 2, 12, seed=0)
     return model, routing, TreeRunner.of(model, routing, rows)
 
 

@@ -7,7 +7,7 @@ import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.decompile.controls import measure_controls, measure_faithfulness
 from hopinterp.decompile.routes import Part, Route, Routing, fit_routes, positions, run_routed, same_letter
-from hopinterp.evidence.probes import untrained
+from hopinterp.models.fused import FusedTransformer
 from hopinterp.theory.construction import ALGORITHMS, Construction
 
 NAMES = {"previous": "previous token", "first": "first", "itself": "self", "same_letter": "same letter"}
@@ -121,7 +121,7 @@ def test_the_program_beats_its_controls(task):
 
 
 def test_an_untrained_model_has_no_hops(task):
-    fresh = untrained(Construction.of(task, 2, "lookup").fused, seed=0)
+    fresh = FusedTransformer(spec := Construction.of(task, 2, "lookup").fused.spec, spec.initial_parameters(0))
     routing = fit_routes(fresh, task, 2, sequences=20)
     assert not any(part.hop for _, _, route in routing.heads for part in route.parts)
 

@@ -27,7 +27,7 @@ from hopinterp.progress import Advance, Report, counted
 from hopinterp.task import HopTask
 from hopinterp.theory.predictions import FAMILIES, predicted
 
-Basis = Float[Tensor, "d_model dimension"]
+Basis = Float[Tensor, "d_model _dimension"]
 """Orthonormal columns."""
 
 _BATCH = 20
