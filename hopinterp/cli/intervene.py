@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -16,6 +16,7 @@ from hopinterp.cli.shared import (
     Seed,
     app,
     draw,
+    one_of,
     open_model,
     print_json,
     show,
@@ -55,16 +56,18 @@ def patch(
     """Activation patching: where, at each block, the information is that the answer needs."""
     from hopinterp.evidence.patching.activation import patch as run_patch
     from hopinterp.evidence.patching.effects import METRICS
+    from hopinterp.evidence.patching.pairs import Kind
+    from hopinterp.evidence.patching.positions import By
+    from hopinterp.evidence.patching.runs import Direction
     from hopinterp.views import tables
 
-    metric = metric or ("probability" if by == "chain" else "logit_difference")
-    if metric not in METRICS:
-        raise HopInterpError(f"--metric is {metric!r}; it is one of {', '.join(METRICS)}")
+    metric = one_of("--metric", metric or ("probability" if by == "chain" else "logit_difference"), METRICS)
+    settings = {"by": one_of("--by", by, get_args(By)), "pairs": one_of("--pairs", pairs, get_args(Kind))}
+    settings["direction"] = None if direction is None else one_of("--direction", direction, get_args(Direction))
     subject, task = open_model(model, device, plot)
     with working("patching") as report:
         found = run_patch(
-            subject, task, hops, site=site, by=by, pairs=pairs, link=link, position=position,  # type: ignore[arg-type]
-            direction=direction,  # type: ignore[arg-type]
+            subject, task, hops, site=site, link=link, position=position, **settings,
             sequences=sequences, seed=seed, memory=memory * 2**20, report=report,
         )  # fmt: skip
     title = f"{subject.name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -17,6 +17,7 @@ from hopinterp.cli.shared import (
     app,
     draw,
     hop_range,
+    one_of,
     open_model,
     print_json,
     show,
@@ -89,13 +90,16 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Which hops can be read off each block's output, linearly."""
+    from hopinterp.evidence.reading.probes import Method, Target
     from hopinterp.evidence.reading.probes import probe as run_probe
     from hopinterp.views import tables
 
+    settings = {"target": one_of("--target", target, get_args(Target))}
+    settings["method"] = one_of("--method", method, get_args(Method))
     subject, task = open_model(model, device, plot)
     with working("fitting probes") as report:
         found = run_probe(
-            subject, task, hops, target=target, layers=layer, method=method,  # type: ignore[arg-type]
+            subject, task, hops, layers=layer, **settings,
             train_sequences=train_sequences, sequences=sequences, seed=seed, report=report,
         )  # fmt: skip
     title = f"{subject.name}, k = {hops}: {target} at find^j(i), read from block ℓ"

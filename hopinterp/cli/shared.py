@@ -13,7 +13,7 @@ import typer
 from hopinterp.errors import HopInterpError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import xarray as xr
     from rich.table import Table
@@ -54,6 +54,14 @@ def hop_range(text: str, max_hops: int) -> list[int]:
     if not ks:
         raise HopInterpError(f"--hops is {text!r}, an empty range")
     return sorted(set(ks))
+
+
+def one_of(option: str, text: str, allowed: Iterable[str]) -> Any:
+    """The text of an option that names one of a few things. Raises HopInterpError if it is none of them."""
+    names = tuple(allowed)
+    if text not in names:
+        raise HopInterpError(f"{option} is {text!r}; it is one of {', '.join(names)}")
+    return text
 
 
 def find_device(name: str) -> str:

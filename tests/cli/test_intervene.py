@@ -62,9 +62,10 @@ def test_patch_says_that_an_untrained_model_has_no_scale(run, model):
     [
         (("--metric", "loss"), "it is one of logit_difference, probability, accuracy"),
         (("--site", "resid"), "it is one of resid_pre"),
-        (("--pairs", "swap"), "resample or one-link"),
+        (("--pairs", "swap"), "--pairs is 'swap'; it is one of resample, one-link"),
+        (("--direction", "both"), "--direction is 'both'; it is one of noising, denoising"),
         (("--link", "1"), "it is for one-link pairs"),
-        (("--by", "head"), "position, chain or all"),
+        (("--by", "head"), "--by is 'head'; it is one of position, chain, all"),
     ],
 )
 def test_patch_refuses(refused, model, settings, message):
