@@ -1,3 +1,8 @@
+from .decompile.decompiled import decompile as decompile
+from .decompile.differences import diff as diff
+from .decompile.records import Decompilation as Decompilation
+from .decompile.records import Decompiled as Decompiled
+from .decompile.records import load_decompiled as load_decompiled
 from .errors import HopInterpError as HopInterpError
 from .evidence.patching.ablation import ablate as ablate
 from .evidence.patching.ablation import ablated as ablated
@@ -44,4 +49,6 @@ from .views import graph as graph
 from .views import plots as plots
 from .views import tables as tables
 from .views import trends as trends
+from .views.programs import derivation_tree as derivation_tree
+from .views.programs import hop_table as hop_table
 from .views.report import write_report as write_report

@@ -125,7 +125,7 @@ class HopTask:
         return self._batch(letters.to(device), self._hop_counts(hops, batch_size).to(device))
 
     def _sample_distinct(
-        self, batch_size: int, hops: int | Int[Tensor, " batch"] | None, generator: torch.Generator
+        self, batch_size: int, hops: SupportsIndex | Int[Tensor, " batch"] | None, generator: torch.Generator
     ) -> Batch:
         """Positions are drawn evenly, and again with their sequence where the chain does not fit."""
         if hops is None:

@@ -13,6 +13,7 @@ PACKAGE = Path(hopinterp.__file__).parent
 HOUSE = {
     "errors": (),
     "progress": (),
+    "shown": (),
     "task": (),
     "models": ("blocks", "bridge", "spec", "fused", "hooks", "architectures", "gpt2", "card", "subject", "store"),
     "engine": ("cached_run", "suffix", "sweeps", "per_position"),
@@ -64,11 +65,15 @@ HOUSE = {
         "program",
         "interventions",
         "robustness",
+        "kept",
+        "inputs",
+        "records",
         "decompiled",
+        "differences",
     ),
     "judgement": ("readings", "rules", "records", "verdict"),
-    "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "plates", "report"),
-    "cli": ("shared", "make", "train", "read", "intervene", "judge", "__init__"),
+    "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "programs", "plates", "report"),
+    "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "__init__"),
 }
 """Rooms from the lowest up, and the files of each from the lowest up: a file imports only what stands before it."""
 ORDER = [f"{room}.{name}" if name else room for room, files in HOUSE.items() for name in files or ("",)]

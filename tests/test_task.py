@@ -215,13 +215,7 @@ def test_hop_counts_of_any_kind(refuses):
     for bad in values:
         with refuses("one whole number from 0 to 4"):
             task.hop_count(bad)
-    for several, words in (
-        ([], "no values"),
-        ([True], "True"),
-        ([1, 2.0], "2.0"),
-        ("12", "'12'"),
-        (5, "0 to 4"),
-        (-1, "-1"),
-    ):
+    lists = (([], "no values"), ([True], "True"), ([1, 2.0], "2.0"), ("12", "'12'"), (5, "0 to 4"), (-1, "-1"))
+    for several, words in lists:
         with refuses(words):
             task.hop_counts(several)

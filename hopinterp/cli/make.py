@@ -102,7 +102,7 @@ def _measured(model: FusedTransformer, task: HopTask, seed: int, hops: int | Non
     from hopinterp.evidence.reading.behaviour import error_table, evaluate
 
     with working("measuring its errors") as report:
-        return error_table(evaluate(model, task, hops, seed=seed, report=report, distinct=0))
+        return error_table(evaluate(model, task, hops, seed=seed, report=report))
 
 
 def _keep(

@@ -41,7 +41,7 @@ def eval_(
 
     subject, task = open_model(model, device, plot)
     with working("answering") as report:
-        found = evaluate(subject, task, hop_range(hops, task.max_hops), sequences, seed, dropout, report=report, distinct=0)
+        found = evaluate(subject, task, hop_range(hops, task.max_hops), sequences, seed, dropout, report=report)
     draw(plot, "error_curve", found, title=f"{subject.name}: err_k")
     if as_json:
         print_json(tables.errors_json(found))

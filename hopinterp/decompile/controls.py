@@ -29,6 +29,7 @@ class Faithfulness:
         by_block: err_k with the patterns of one block alone set by rule.
         kl: mean KL divergence of the routed model's predictions from the model's own, in nats, over scored positions.
         own_logit_difference, routed_logit_difference: the right answer's logit minus the largest other one, mean.
+        same: share of the scored positions at which the model's own answer and that on its routes are the same.
         sequences: how many.
     """
 
@@ -41,6 +42,7 @@ class Faithfulness:
     kl: float
     own_logit_difference: float
     routed_logit_difference: float
+    same: float
     sequences: int
 
 
@@ -97,6 +99,7 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
         kl=float((log_own.exp() * (log_own - log_routed)).sum(-1).mean()),
         own_logit_difference=_logit_difference(own_logits, batch),
         routed_logit_difference=_logit_difference(routed_logits, batch),
+        same=float((own_logits.argmax(-1) == routed_logits.argmax(-1))[batch.scored].double().mean()),
         sequences=sequences,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -143,6 +143,25 @@ class LiveRunner:
                 x = block_end(model, x + model.attn_out(z, layer), layer)
                 off = block_end(model, off + model.attn_out(aside, layer), layer)
         return cls(model, pairs, places, keys, values, there, others, embedded, position)
+
+    def split(self, parts: int) -> list[LiveRunner]:
+        """Runners of as many shares of the pairs."""
+        size = -(-len(self.pairs.base) // parts)
+        return [self._part(slice(start, start + size)) for start in range(0, len(self.pairs.base), size)]
+
+    def _part(self, rows: slice) -> LiveRunner:
+        pairs = self.pairs
+        of_pairs = replace(pairs, base=pairs.base[rows], partner=pairs.partner[rows], position=pairs.position[rows])
+        return replace(
+            self,
+            pairs=of_pairs,
+            keys=[x[:, rows] for x in self.keys],
+            values=[x[:, rows] for x in self.values],
+            values_there=[x[:, rows] for x in self.values_there],
+            others=[x[rows] for x in self.others],
+            embedded=self.embedded[rows],
+            position=self.position[rows],
+        )
 
     @property
     def whole(self) -> Sites:

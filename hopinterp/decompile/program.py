@@ -253,8 +253,8 @@ class _Writer:
         return found
 
     def _count(self) -> None:
-        """What finding an occurrence by its number takes: in block 0 letters are counted and each position is told the letter
-        before it; block 1 tells it that letter's number."""
+        """What finding an occurrence by its number takes: in block 0 letters are counted and each position is told the
+        letter before it; block 1 tells it that letter's number."""
         looks = self.looks.values()
         if any(isinstance(look, Last) for look in looks):
             self._previous(0, Move(SYMBOL, PREVIOUS_LETTER))
@@ -312,7 +312,7 @@ class _Writer:
         return fields
 
     def _plan(self, naming: Naming, hops: int, by: int) -> tuple[tuple[int, int] | None, tuple[int, int]]:
-        """The block and the jump by which a pointer is best brought, and what it costs: heads to add, then fields to move."""
+        """The block and the jump by which a pointer is best brought, and what it costs: heads added, fields moved."""
         best, least = None, (999, 999)
         if hops > 2 ** max(by, 0) - 1:
             return best, least

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.evidence.intervals import bootstrap
-from hopinterp.evidence.probes import untrained
-from hopinterp.models.fused import FusedTransformer, resid_post
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import resid_post
 from hopinterp.task import Batch, HopTask
 
 Reads = Literal["successor", "lookup", "other"]
@@ -132,8 +132,7 @@ def read_queries(
     base, source = (task.sample(sequences, hops=hops, seed=2 * seed + number) for number in (1, 2))
     stranger = task.from_letters(source.tokens.roll(1, 0)[:, 1:] - task.first_letter, hops)
     looks = _Looks.of(model, base, source, heads)
-    bare = untrained(model, seed)
-    assert isinstance(bare, FusedTransformer)
+    bare = FusedTransformer(model.spec, model.spec.initial_parameters(seed)).to(model.device)
     control = _Looks.of(bare, base, source, heads)
     found = {}
     for (layer, head), hop in heads.items():

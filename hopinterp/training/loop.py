@@ -129,7 +129,7 @@ def _go_on(run: Run, directory: Path | None, report: Report | None) -> FusedTran
                 raise KeyboardInterrupt
     model = _detached(run)
     if directory is not None:
-        errors = error_table(evaluate(model, config.task, sequences=_FINAL_SEQUENCES, report=report, distinct=0))
+        errors = error_table(evaluate(model, config.task, sequences=_FINAL_SEQUENCES, report=report))
         store.save(directory / MODEL, model, config.task, _made(run), errors, overwrite=True)
         save_checkpoint(run, directory)
     return model
@@ -141,7 +141,7 @@ def _keep_records(run: Run, directory: Path | None, log: Log, loss: float) -> No
     if run.step % config.log_every == 0 or run.step == config.steps:
         log.write(run, {"loss": loss})
     if directory is not None and config.eval_every and run.step % config.eval_every == 0:
-        measured = evaluate(_detached(run), config.task, sequences=_EVAL_SEQUENCES, distinct=0)
+        measured = evaluate(_detached(run), config.task, sequences=_EVAL_SEQUENCES)
         log.write(run, {"eval": error_table(measured)["errors"]})
     if directory is not None and config.keep_every and run.step % config.keep_every == 0:
         place = directory / SERIES / f"{run.step:07d}"

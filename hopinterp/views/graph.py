@@ -140,13 +140,13 @@ def circuit_graph(
 
 
 def _explain(figure: Figure) -> None:
-    def mark(face: str, shape: str = "o", size: float = 4) -> Line2D:
+    def mark(face: str, shape: str = "o", size: float = 4.0) -> Line2D:
         return Line2D([], [], ls="", marker=shape, ms=size, mfc=face, mec=_SEEN, mew=0.8)
 
     words = {
         "where the answer at i hangs on the block's output": mark(_SEEN),
         "the same, one position before": mark("white"),
-        "a head (block.head), where it looks": mark("white", "s", 7),
+        "a head (block.head), where it looks": mark("white", "s", 7.0),
         "what they do at other positions": Line2D([], [], color=_FAINT, lw=0.8),
     }
     figure.legend(words.values(), words.keys(), loc="outside lower center", ncols=2, fontsize=7.5)
@@ -212,7 +212,10 @@ def _places(cone: xr.Dataset | None, where: str) -> dict[int, frozenset[int]]:
         return {}
     matters = cone.matters.sel(metric="probability", where=where)
     matters = matters.any("head") if "head" in matters.dims else matters
-    return {layer: frozenset(matters.hop.values[matters.sel(layer=layer).values].tolist()) for layer in matters.layer.values}
+    return {
+        layer: frozenset(matters.hop.values[matters.sel(layer=layer).values].tolist())
+        for layer in matters.layer.values.tolist()
+    }
 
 
 def _note(layer: int, probes: xr.Dataset | None, transplants: xr.Dataset | None) -> str:

@@ -7,6 +7,7 @@ import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.decompile.controls import measure_controls, measure_faithfulness
 from hopinterp.decompile.routes import Part, Route, Routing, fit_routes, positions, run_routed, same_letter
+from hopinterp.models.fused import FusedTransformer
 from hopinterp.theory.construction import ALGORITHMS, Construction
 
 NAMES = {"previous": "previous token", "first": "first", "itself": "self", "same_letter": "same letter"}

@@ -21,8 +21,6 @@ SOLVED = 0.01
 """A model solves k where the upper end of err_k's interval is at most this."""
 FAILED = 0.05
 """A model fails at k, so that nothing is claimed about its mechanism there, where the lower end is above this."""
-DISTINCT = 4
-"""Times as many sequences serve the error on chains without a repeat, of which one sequence holds few."""
 _BATCH = 100
 
 
@@ -34,7 +32,7 @@ def evaluate(
     seed: int = 0,
     dropout: float = 0.0,
     report: Report | None = None,
-    distinct: int | None = None,
+    distinct: int = 0,
 ) -> xr.Dataset:
     """err_k on fresh sequences (the paper's Figures 2 and 6 to 8). The same sequences serve every k.
 
@@ -44,8 +42,8 @@ def evaluate(
         sequences: how many sequences a k.
         dropout: rate of dropout left on while answering. The paper's published table was measured so, at 0.1.
         report: called after each k.
-        distinct: how many further sequences a k for the positions on whose chain no letter repeats two hops apart; DISTINCT
-            times `sequences` by default, 0 to leave them out. To say that k is solved there takes about 370.
+        distinct: how many further sequences a k, to split by chain: err_k where no letter repeats two hops apart along the
+            chain. None by default, for they take their own time; to say that k is solved there takes about 370.
 
     Returns:
         Dim hops (k). `error`: share of the positions whose answer is a letter (null and blank left out) where the most
@@ -78,21 +76,20 @@ def evaluate(
     error = wrongs.sum(0) / positions
     values = {"error": error, "low": low, "high": high, "solved": high <= SOLVED, "failed": low > FAILED}
     values |= {"null_error": torch.tensor(null_error), "positions": positions.long()}
-    count = DISTINCT * sequences if distinct is None else distinct
-    if count:
+    if distinct:
         again = torch.Generator(subject.device).manual_seed(seed)  # so that the numbers above do not depend on these
-        values |= _on_distinct(subject, task, ks, count, seed, dropout, again)
+        values |= _on_distinct(subject, task, ks, distinct, seed, dropout, again)
     found = xr.Dataset({name: ("hops", value.numpy()) for name, value in values.items()}, {"hops": ks})
     bars: dict[str, Any] = {"solved": SOLVED, "failed": FAILED}
-    settings = {"sequences": sequences, "distinct": count, "dropout": dropout, "level": LEVEL}
+    settings: dict[str, Any] = {"sequences": sequences, "distinct": distinct, "dropout": dropout, "level": LEVEL}
     return described(found, subject, task, seed=seed, **settings, **bars)
 
 
 def _on_distinct(
     subject: Subject, task: HopTask, ks: list[int], sequences: int, seed: int, dropout: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The error on chains on which no letter repeats two hops apart. A sequence counts once, whatever number of such positions
-    it has: so often it is drawn."""
+    """The error on chains on which no letter repeats two hops apart. A sequence counts once, however many such positions it
+    has: so often it is drawn."""
     wrong, positions = [], []
     for k in ks:
         try:
