@@ -49,13 +49,15 @@ def test_zero_is_what_zeroed_weights_give(small_model, hooked, small_task, part,
         torch.testing.assert_close(model(tokens), whole, atol=2e-5, rtol=1e-5)
 
 
-def test_what_is_measured_inside_shows_the_ablation(small_model, hooked, small_task):
-    for model in (small_model, hooked):
-        before = hi.evaluate(model, small_task, 1, sequences=10).error
-        with ablated(model, 0, "attn"):
-            inside = hi.evaluate(model, small_task, 1, sequences=10).error
-        after = hi.evaluate(model, small_task, 1, sequences=10).error
-        assert float(inside) != float(before) == float(after)
+def test_what_is_measured_inside_shows_the_ablation(depth3):
+    task = hi.HopTask(n_letters=40)
+    for model in (depth3, depth3.spec.build(depth3.parameters)):
+        before = hi.evaluate(model, task, 2, sequences=10).error.item()
+        with ablated(model, 1, "attn"):
+            inside = hi.evaluate(model, task, 2, sequences=10).error.item()
+        after = hi.evaluate(model, task, 2, sequences=10).error.item()
+        assert before == after < 0.01
+        assert inside > 0.3
 
 
 def test_mean_and_resample_by_hand(hooked, small_task):

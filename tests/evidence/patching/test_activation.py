@@ -201,8 +201,9 @@ def test_the_models_own_hooks_are_respected_and_ours_come_off(small_hooked, smal
     assert not any(point.fwd_hooks for point in small_hooked.hook_dict.values())
 
 
-def test_a_model_and_its_weights_are_patched_in_one_pass(small_hooked, small_model, small_task, small_pairs):
-    ours, theirs = (patch(m, small_task, 2, site="k", pairs=small_pairs) for m in (small_model, small_hooked))
+def test_a_model_and_its_weights_are_patched_in_one_pass(depth3, short_task, short_pairs):
+    hooked = depth3.spec.build(depth3.parameters)
+    ours, theirs = (patch(m, short_task, 2, site="v", by="chain", pairs=short_pairs) for m in (depth3, hooked))
     np.testing.assert_array_equal(ours.effect, theirs.effect)
     assert float(abs(ours.effect).max()) > 0.1
 
