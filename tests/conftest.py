@@ -90,10 +90,3 @@ def depth4(paper: Path) -> FusedTransformer:
 @pytest.fixture(scope="session")
 def depth4_1000_samples(paper: Path) -> FusedTransformer:
     return gpt2.convert(gpt2.read_state_dict(paper / "width4-depth4-samples1k.pt"), n_heads=4)
-
-
-@pytest.fixture
-def unchecked(pytestconfig: pytest.Config) -> None:
-    """For tests that give values of a wrong type on purpose: where types are checked, the checker refuses them first."""
-    if pytestconfig.getoption("jaxtyping_packages", None):
-        pytest.skip("the checker of types refuses such a value before the package can")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex, get_args
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap_ratio
+from hopinterp.evidence.patching.runs import in_one_pass
 from hopinterp.models.hooks import SITES, HookFunction
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Report, counted
@@ -83,7 +84,7 @@ def ablated(
     """
     subject, unit = Subject.of(model), Unit(layer, part)
     unit.check(subject.sizes)
-    with replace(subject, weights=None).hooks(_taking_out(subject, unit, values)) as run:  # on the model, not on its weights
+    with subject.hooks(_taking_out(subject, unit, values)) as run:
         yield run
 
 
@@ -138,7 +139,7 @@ def ablate(
         HopInterpError: k or a kind that does not exist.
         RuntimeError: an ablation changed nothing, though the part says something else on these sequences.
     """
-    subject, hops = Subject.of(model, task), task.hop_count(hops)
+    subject, hops = in_one_pass(Subject.of(model, task)), task.hop_count(hops)
     if not kinds or (foreign := set(kinds) - set(KINDS)):
         raise HopInterpError(f"kinds are {', '.join(sorted(foreign)) if kinds else 'none'}; they are {', '.join(KINDS)}")
     generator = torch.Generator().manual_seed(seed)

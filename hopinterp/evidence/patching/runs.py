@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, SupportsIndex, Unpack
 
@@ -27,6 +27,11 @@ Direction = Literal["noising", "denoising"]
 MEMORY = 2**28
 """Bytes that the activations of patched runs may take at one time, unless told otherwise."""
 _PAIRS = 128  # whose activations are kept at one time
+
+
+def in_one_pass(subject: Subject) -> Subject:
+    """The subject by its weights alone where it has them: runs with hooks and without are then of one pass, to the bit."""
+    return subject if subject.weights is None else replace(subject, model=subject.weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +65,7 @@ class PairedRuns:
         **given: Unpack[PairSettings],
     ) -> PairedRuns:
         """The runs of a model on the pairs that are asked for; noising along the chain by default, denoising otherwise."""
-        subject = Subject.of(model, task)
+        subject = in_one_pass(Subject.of(model, task))
         pairs = choose_pairs(task, hops, seed, **given, lined_up=by == "position").to(subject.device)
         return cls(subject, pairs, direction or ("noising" if by == "chain" else "denoising"))
 

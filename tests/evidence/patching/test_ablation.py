@@ -49,6 +49,17 @@ def test_zero_is_what_zeroed_weights_give(small_model, hooked, small_task, part,
         torch.testing.assert_close(model(tokens), whole, atol=2e-5, rtol=1e-5)
 
 
+def test_what_is_measured_inside_shows_the_ablation(depth3):
+    task = hi.HopTask(n_letters=40)
+    for model in (depth3, depth3.spec.build(depth3.parameters)):
+        before = hi.evaluate(model, task, 2, sequences=10).error.item()
+        with ablated(model, 1, "attn"):
+            inside = hi.evaluate(model, task, 2, sequences=10).error.item()
+        after = hi.evaluate(model, task, 2, sequences=10).error.item()
+        assert before == after < 0.01
+        assert inside > 0.3
+
+
 def test_mean_and_resample_by_hand(hooked, small_task):
     found = ablate(hooked, small_task, 1, sequences=6, seed=5)
     generator = torch.Generator().manual_seed(5)
@@ -119,11 +130,10 @@ def test_no_such_part(hooked, layer, part, message):
         pass
 
 
-@pytest.mark.usefixtures("unchecked")
-def test_no_such_kind(small_model, small_task):
-    with pytest.raises(HopInterpError, match="zero, mean, resample"):
+def test_no_such_kind(refuses, small_model, small_task):
+    with refuses("zero, mean, resample"):
         ablate(small_model, small_task, 1, kinds=["knockout"])
-    with pytest.raises(HopInterpError, match="0 to 4"):
+    with refuses("0 to 4"):
         ablate(small_model, small_task, 5)
 
 

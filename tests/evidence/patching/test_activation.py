@@ -201,9 +201,16 @@ def test_the_models_own_hooks_are_respected_and_ours_come_off(small_hooked, smal
     assert not any(point.fwd_hooks for point in small_hooked.hook_dict.values())
 
 
+def test_a_model_and_its_weights_are_patched_in_one_pass(depth3, short_task, short_pairs):
+    hooked = depth3.spec.build(depth3.parameters)
+    ours, theirs = (patch(m, short_task, 2, site="v", by="chain", pairs=short_pairs) for m in (depth3, hooked))
+    np.testing.assert_array_equal(ours.effect, theirs.effect)
+    assert float(abs(ours.effect).max()) > 0.1
+
+
 def test_a_patch_that_does_nothing_is_an_error_and_hooks_come_off(small_hooked, small_pairs):
     tokens = small_pairs.clean.tokens
-    _, cache = Subject.of(small_hooked).run_with_cache(tokens, ["blocks.1.hook_resid_pre"])
+    _, cache = small_hooked.run_with_cache(tokens, names_filter="blocks.1.hook_resid_pre")
     index = (torch.arange(5), torch.full((5,), 7))
     same = Overwrite(index, cache["blocks.1.hook_resid_pre"][index])
     with (
@@ -235,7 +242,6 @@ def test_memory_and_report(small_hooked, small_task, small_pairs):
     assert (swept[-1].what, swept[-1].done, swept[-1].total) == ("patching", 5, 5)
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -247,8 +253,8 @@ def test_memory_and_report(small_hooked, small_task, small_pairs):
         ({"hops": True}, "hops is True"),
     ],
 )
-def test_bad_requests(small_model, small_task, small_pairs, settings, message):
-    with pytest.raises(HopInterpError, match=message):
+def test_bad_requests(refuses, small_model, small_task, small_pairs, settings, message):
+    with refuses(message):
         patch(small_model, small_task, **{"hops": 2, "pairs": small_pairs} | settings)
 
 

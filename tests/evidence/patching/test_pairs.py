@@ -79,7 +79,6 @@ def test_same_seed_same_pairs_and_a_given_position(task):
     assert a.position.tolist() == [98] * 10
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -93,8 +92,8 @@ def test_same_seed_same_pairs_and_a_given_position(task):
         ({"sequences": 0}, "at least one pair"),
     ],
 )
-def test_bad_requests(task, settings, message):
-    with pytest.raises(HopInterpError, match=message):
+def test_bad_requests(refuses, task, settings, message):
+    with refuses(message):
         draw_pairs(task, **{"hops": 4, "sequences": 5} | settings)
 
 

@@ -145,7 +145,6 @@ def test_memory_only_splits_the_work(depth3):
     assert PairedRuns(Subject.of(depth3), pairs, "noising").scale.run.shape == (3, 5)
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -154,8 +153,8 @@ def test_memory_only_splits_the_work(depth3):
         ({"direction": "back"}, "noising or denoising"),
     ],
 )
-def test_bad_requests(depth3, settings, message):
-    with pytest.raises(HopInterpError, match=message):
+def test_bad_requests(refuses, depth3, settings, message):
+    with refuses(message):
         path_patch(depth3, SHORT, 2, sequences=2, **settings)
 
 
