@@ -16,6 +16,8 @@ from hopinterp.errors import HopInterpError
 
 Hops = SupportsIndex | Iterable[SupportsIndex]
 """Values of k: one whole number (NumPy's and xarray's among them) or several."""
+_TRIES, _ROUNDS = 8, 60
+"""Candidates for a sequence that are drawn at once, and how often, before it is said that there is none."""
 Letters = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "..."]
 
 
@@ -87,6 +89,7 @@ class HopTask:
         seed: int | None = None,
         generator: torch.Generator | None = None,
         device: str | torch.device = "cpu",
+        distinct: bool = False,
     ) -> Batch:
         """A batch from the training distribution: X_1 uniform on Σ, each later letter uniform on Σ without the last.
 
@@ -97,9 +100,13 @@ class HopTask:
             hops: k for all (a number), for each (a tensor), or None: uniform on 0 … max_hops.
             seed: seeds a fresh generator; or give `generator`. One of the two is needed.
             device: where the batch is put. It is always drawn on the CPU: one seed, the same bits everywhere.
+            distinct: draw a position and its sequence given that the position has a chain of k links on which no letter
+                repeats two hops apart (`Batch.no_repeats`). By k = 16 hardly any plain sequence has one. A sequence's share
+                of the draw grows with how many such positions it has: for a mean over positions, average within sequences.
 
         Raises:
-            HopInterpError: hops out of range, no sequences asked for, or no source of randomness.
+            HopInterpError: hops out of range, no sequences asked for, or no source of randomness; with `distinct`, no such
+                chain: two letters, or more hops than the sequence has room for.
         """
         if batch_size < 1:
             raise HopInterpError(f"batch_size is {batch_size}; at least one sequence is needed")
@@ -108,12 +115,39 @@ class HopTask:
         if generator is None:
             assert seed is not None
             generator = torch.Generator().manual_seed(seed)
+        if distinct:
+            return self._sample_distinct(batch_size, hops, generator).to(device)
         steps = torch.randint(1, self.alphabet_size, (batch_size, self.n_letters), generator=generator)
         steps[:, 0] = torch.randint(self.alphabet_size, (batch_size,), generator=generator)
         letters = steps.cumsum(-1) % self.alphabet_size
         if hops is None:
             hops = torch.randint(self.max_hops + 1, (batch_size,), generator=generator)
         return self._batch(letters.to(device), self._hop_counts(hops, batch_size).to(device))
+
+    def _sample_distinct(
+        self, batch_size: int, hops: SupportsIndex | Int[Tensor, " batch"] | None, generator: torch.Generator
+    ) -> Batch:
+        """Positions are drawn evenly, and again with their sequence where the chain does not fit."""
+        if hops is None:
+            hops = torch.randint(self.max_hops + 1, (batch_size,), generator=generator)
+        ks = self._hop_counts(hops, batch_size)
+        letters = torch.zeros(batch_size, self.n_letters, dtype=torch.long)
+        left = torch.arange(batch_size)
+        most = int(ks.max())
+        possible = most < 2 or (self.alphabet_size > 2 and 2 * most < self.n_letters)  # every link spans two letters or more
+        for _ in range(_ROUNDS if possible else 0):
+            rows = left.repeat_interleave(_TRIES)
+            drawn, fits = distinct_letters(self.n_letters, self.alphabet_size, ks[rows], generator)
+            fits = fits.view(len(left), _TRIES)
+            first = torch.arange(len(left)) * _TRIES + fits.int().argmax(1)
+            letters[left] = drawn[first]
+            left = left[~fits.any(1)]
+            if not len(left):
+                return self._batch(letters, ks)
+        raise HopInterpError(
+            f"no chain of {most} hops on which no letter repeats two hops apart was found among "
+            f"{self.n_letters} letters of {self.alphabet_size}"
+        )
 
     def from_letters(self, letters: Letters, hops: SupportsIndex | Int[Tensor, " batch"]) -> Batch:
         """A batch from given sequences; neighbours may repeat (the definition allows it, training has none).
@@ -303,6 +337,17 @@ class Batch:
         return (self.labels != self.task.null) & (self.labels != self.task.blank)
 
     @cached_property
+    def no_repeats(self) -> Bool[Tensor, "batch position"]:
+        """Scored positions on whose chain no letter repeats two hops apart: X_{find^j(i)} ≠ X_{find^(j+2)(i)}, j ≤ k − 2.
+
+        A repeat lets a model know find^(j+2)(i) by other means than hopping; the theorem's worst case has none.
+        """
+        letters = self.hop_letters
+        j = torch.arange(max(letters.shape[1] - 2, 0), device=letters.device)
+        asked = (j <= self.hops[:, None] - 2)[..., None]
+        return self.scored & ~((letters[:, :-2] == letters[:, 2:]) & asked).any(1)
+
+    @cached_property
     def hop_letters(self) -> Int[Tensor, "batch hop position"]:
         """X_{find^j(i)} as a letter number 0 … |Σ|−1, or −1 where find^j(i) = 0."""
         letters = self.tokens - self.task.first_letter
@@ -317,6 +362,44 @@ class Batch:
 def _number(value: Any) -> Any:
     """What NumPy, torch or xarray wrap as a number without dimensions, unwrapped; anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def distinct_letters(
+    n: int, alphabet_size: int, hops: Int[Tensor, " batch"], generator: torch.Generator
+) -> tuple[Int[Tensor, "batch n"], Bool[Tensor, " batch"]]:
+    """Sequences from the training distribution, given that on the chain of a position drawn evenly no letter repeats two
+    hops apart; and where the chain fits: it has k links. Where it does not, the sequence is to be drawn again.
+
+    From the position the letters are drawn backwards. Reversed, the sequence has the same distribution, and a chain is a
+    series of waits for a letter: at find^j(i), with letter b, one waits for b, and the letter seen right before it (right
+    after it, in the sequence) is that of hop j + 1. It is to be another than a, the letter of hop j − 1, from which the
+    wait starts. From a that comes about with probability 1 − 2/|Σ|, from any other letter with 1 − 1/|Σ|: each step is drawn
+    with these as weights. At the start of every wait they are the same, so that waits do not weigh upon each other.
+    """
+    batch, rows = len(hops), torch.arange(len(hops))
+    start = torch.randint(n, (batch,), generator=generator)
+    path = torch.empty(batch, 2 * n - 1, dtype=torch.long)  # the position is in the middle, at n − 1
+    letter = torch.randint(alphabet_size, (batch,), generator=generator)
+    path[:, n - 1] = current = awaited = letter
+    avoided, done, length = torch.full_like(letter, -1), torch.zeros_like(letter), torch.zeros_like(letter)
+    for step in range(1, n):
+        weights = torch.full((batch, alphabet_size), 1 - 1 / alphabet_size)
+        bound = (done > 0) & (done < hops)
+        weights[rows[bound], avoided[bound]] = 1 - 2 / alphabet_size
+        weights[rows[bound], awaited[bound]] = (current != avoided)[bound].float()
+        weights[~bound] = 1
+        weights[rows, current] = 0
+        drawn = torch.multinomial(weights, 1, generator=generator)[:, 0]
+        met = drawn == awaited
+        done = done + met
+        length = torch.where(met & (done == hops), step, length)
+        avoided, awaited = torch.where(met, awaited, avoided), torch.where(met, current, awaited)
+        path[:, n - 1 - step] = current = drawn
+    onward = torch.randint(1, alphabet_size, (batch, n - 1), generator=generator).cumsum(1)
+    path[:, n:] = (letter[:, None] + onward) % alphabet_size
+    begin = n - 1 - start
+    letters = path.gather(1, begin[:, None] + torch.arange(n))
+    return letters, (done >= hops) & (length <= start)
 
 
 def find_one(letters: Int[Tensor, "batch n"]) -> Int[Tensor, "batch position"]:

@@ -50,8 +50,8 @@ def test_every_cell_runs_with_the_authors_files(path, tmp_path, monkeypatch, pap
     assert str(paper) not in outputs
 
 
-def test_all_eight_are_there():
-    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [str(number) for number in range(1, 9)]
+def test_all_nine_are_there():
+    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [str(number) for number in range(1, 10)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names(NOTEBOOKS))

@@ -215,7 +215,13 @@ def test_hop_counts_of_any_kind(refuses):
     for bad in values:
         with refuses("one whole number from 0 to 4"):
             task.hop_count(bad)
-    lists = (([], "no values"), ([True], "True"), ([1, 2.0], "2.0"), ("12", "'12'"), (5, "0 to 4"), (-1, "-1"))
-    for several, words in lists:
+    for several, words in (
+        ([], "no values"),
+        ([True], "True"),
+        ([1, 2.0], "2.0"),
+        ("12", "'12'"),
+        (5, "0 to 4"),
+        (-1, "-1"),
+    ):
         with refuses(words):
             task.hop_counts(several)

@@ -56,6 +56,7 @@ def test_hooks_of_the_user_show(loaded):
     assert float(hi.evaluate(model, task, hops=3, sequences=10).error.squeeze()) == before
 
 
+@pytest.mark.slow
 def test_evaluate_probe_and_verify(loaded):
     """Figures are those of the fused model, to the last digit."""
     model, task = loaded

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from hopinterp.cli import intervene, judge, make, read, train  # noqa: F401 (importing them registers their commands)
+from hopinterp.cli import decompile, intervene, judge, make, read, train  # noqa: F401 (importing them registers their commands)
 from hopinterp.cli.shared import INTERRUPTED, app
 from hopinterp.errors import HopInterpError
 

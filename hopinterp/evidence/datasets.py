@@ -32,6 +32,11 @@ LONG_NAMES: dict[str, str] = {
     "null_error": "share of positions with a null answer that are wrong",
     "solved": "whether the upper end of err_k's interval is at most the bar",
     "failed": "whether the lower end of err_k's interval is above the bar",
+    "distinct_error": "err_k at positions on whose chain no letter repeats two hops apart",
+    "distinct_low": "lower end of its 95% interval",
+    "distinct_high": "upper end of its 95% interval",
+    "distinct_solved": "whether that upper end is at most the bar",
+    "distinct_positions": "how many such positions were asked",
     # attention
     "score": "mean cosine of pattern and 0/1 matrix of find^j",
     "score_valid": "the same over rows where find^j is not null",

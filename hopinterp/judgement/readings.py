@@ -276,7 +276,7 @@ def probe_controls(found: xr.Dataset, hops: int) -> list[Control]:
     selective = "What is held is read better than labels drawn at random"
     return [
         Control("untrained_probe", untrained, _under(gap, bar), "largest_share_of_the_gap", gap, bar),
-        Control("selectivity", selective, _under(-least, 0), "least_of_held", least),
+        Control("selectivity", selective, _under(-least, 0.0), "least_of_held", least),
     ]
 
 

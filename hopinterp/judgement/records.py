@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import SOLVED
 from hopinterp.judgement.readings import Control, Resolved
 from hopinterp.judgement.rules import Answer
+from hopinterp.shown import Row as Row
+from hopinterp.shown import as_html, plain
 from hopinterp.task import HopTask
 from hopinterp.theory.hypotheses import claims, exact, named
-
-Row = tuple[str, tuple[str, ...]]
-"""A row of a table: its label, and a cell a column."""
 
 _JUDGEMENT = "judgement.json"
 _FORMAT = 1
@@ -189,13 +187,13 @@ class Verdict:
         return f"{outcomes.count(True)} controls passed; none failed."
 
     def __str__(self) -> str:
-        return f"{_plain(self.columns, self.rows)}\n\n{self.reading}"
+        return f"{plain(self.columns, self.rows)}\n\n{self.reading}"
 
     def __repr__(self) -> str:
         return f"<Verdict: {self.headline}>"
 
     def _repr_html_(self) -> str:
-        return _shown(self.columns, self.rows, self.reading)
+        return as_html(self.columns, self.rows, self.reading)
 
     def to_json(self) -> dict[str, Any]:
         """All of it but the datasets, as JSON's own types; an undefined number is NaN."""
@@ -327,13 +325,13 @@ class Survey:
         return "\n".join([*unmeasured, str(self.capacity), f"{self.model or 'the model'}: {parts}."])
 
     def __str__(self) -> str:
-        return f"{_plain(self.columns, self.rows)}\n\n{self.reading}"
+        return f"{plain(self.columns, self.rows)}\n\n{self.reading}"
 
     def __repr__(self) -> str:
         return f"<Survey: {self.reading.splitlines()[-1]}>"
 
     def _repr_html_(self) -> str:
-        return _shown(self.columns, self.rows, self.reading)
+        return as_html(self.columns, self.rows, self.reading)
 
     def to_json(self) -> dict[str, Any]:
         """The verdict at every k, and the capacity."""
@@ -358,24 +356,3 @@ def growth_in_theory() -> str:
 
 def _range_text(r: range) -> str:
     return str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}"
-
-
-def _plain(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    """A table in characters, its first column on the left and all others on the right."""
-    lines = [tuple(columns), *((label, *cells) for label, cells in rows)]
-    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
-    padded = ([label.ljust(first), *map(str.rjust, cells, others)] for label, *cells in lines)
-    return "\n".join("  ".join(line).rstrip() for line in padded)
-
-
-def _shown(columns: Sequence[str], rows: Sequence[Row], reading: str) -> str:
-    """A table and its reading as HTML, the last line, the answer, on top."""
-    *lines, answer = map(html.escape, reading.splitlines())
-
-    def row(cells: Iterable[str], tag: str) -> str:
-        first, *others = map(html.escape, cells)
-        return f"<tr><th style='text-align: left'>{first}</th>{''.join(f'<{tag}>{cell}</{tag}>' for cell in others)}</tr>"
-
-    body = "".join(row((label, *cells), "td") for label, cells in rows)
-    table = f"<table><thead>{row(columns, 'th')}</thead><tbody>{body}</tbody></table>"
-    return f"<div><p><strong>{answer}</strong></p>{table}<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul></div>"

@@ -52,7 +52,7 @@ def save(
     data = safetensors.torch.save(parameters)
     versions = {name: version for name in _PACKAGES if (version := _version(name))}
     card = Card(fused.spec, task, made, errors or {}, versions, hashlib.sha256(data).hexdigest())
-    _write_directory(target, {WEIGHTS: data, CARD: card.to_json().encode()})
+    write_directory(target, {WEIGHTS: data, CARD: card.to_json().encode()})
     return card
 
 
@@ -77,7 +77,7 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> tuple[HookedTr
     return model.spec.build(model.parameters, device), task
 
 
-def _write_directory(target: Path, contents: Mapping[str, bytes]) -> None:
+def write_directory(target: Path, contents: Mapping[str, bytes]) -> None:
     """Write a directory beside its place, then put it there by renaming."""
     temporary = None
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -80,7 +80,9 @@ class Subject:
                 raise HopInterpError(f"n_heads is {n_heads!r}; the model has {found.config.n_heads}")
             if task is not None:
                 check_fits(found.config, task)
-        return cls(found.model, found.weights, name or found.name, found.plain, found.config)
+        # asked anew of a Subject, too: hooks may have come since it was made
+        weights = None if found.plain is None or _is_hooked(found.model) else found.plain
+        return cls(found.model, weights, name or found.name, found.plain, found.config)
 
     @property
     def sizes(self) -> Any:
@@ -126,15 +128,18 @@ class Subject:
     @contextmanager
     def hooks(self, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[Any]:
         """Inside, what is yielded runs with the hooks, (name, f(activation, hook) → activation); they come off
-        however the inside ends.
+        however the inside ends. A model that has the hook points itself is what is yielded: it runs so for everybody.
 
         Raises:
             RuntimeError: a hook never fired: the run inside did not do what was asked.
             HopInterpError: an activation that the model does not have, or computes on without.
         """
-        runs = self._with_names([name for name, _ in hooks])
-        if bridge.is_bridge(runs) and (shown := [name for name, _ in hooks if bridge.reads_only(runs, name)]):
+        names = [name for name, _ in hooks]
+        shown = [name for name in names if bridge.is_bridge(self.model) and bridge.reads_only(self.model, name)]
+        if shown and self.weights is None:
             raise HopInterpError(f"this bridge shows {shown[0]}, but does not take it back: nothing would be changed")
+        points = getattr(self.model, "hook_dict", ())
+        runs = self.model if points and not shown and all(name in points for name in names) else self._with_names(names)
         with intervening(runs, hooks):
             yield runs
 
@@ -169,7 +174,7 @@ class Subject:
             warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
             return Subject.of(type(self.model)(config))
 
-    def layers(self, layers: int | Iterable[int] | None = None) -> list[int]:
+    def layers(self, layers: SupportsIndex | Iterable[SupportsIndex] | None = None) -> list[int]:
         """Block numbers: those given, checked; all for None.
 
         Raises:
@@ -180,7 +185,7 @@ class Subject:
             return list(every)
         chosen = list(layers) if isinstance(layers, Iterable) else [layers]
         for layer in chosen:
-            if not isinstance(layer, Integral) or isinstance(layer, bool) or layer not in every:
+            if not isinstance(layer, Integral) or isinstance(layer, bool) or int(layer) not in every:
                 raise HopInterpError(f"layer is {layer}; this model has 0 to {self.sizes.n_layers - 1}")
         return [int(layer) for layer in chosen]
 
@@ -211,10 +216,17 @@ class Subject:
         return self.model
 
 
+def _is_hooked(model: Any) -> bool:
+    """Whether hooks are attached to what runs. A function runs whatever it runs, and a module with hooks is one."""
+    if isinstance(model, FusedTransformer):
+        return model.is_hooked
+    return not isinstance(model, nn.Module) or is_changed(model)
+
+
 def _subject_of(given: Any, task: HopTask | None, n_heads: int | None) -> Subject:
     """The subject of whatever is no Subject yet."""
     if isinstance(given, FusedTransformer):
-        return Subject(given, None if given.is_hooked else given, "", given, given.spec)
+        return _of_weights(given)
     if isinstance(given, str | Path):
         return _of_weights(_at_path(given, n_heads), Path(given).resolve().name)
     if isinstance(given, Mapping):
@@ -249,8 +261,7 @@ def _of_weights(found: FusedTransformer, name: str = "") -> Subject:
 def _of_hooked(model: nn.Module, read: Callable[[Any], FusedTransformer | None]) -> Subject:
     """The subject of a TransformerLens model, whose own hooks must show in what it computes."""
     plain = read(model)
-    weights = None if is_changed(model) else plain
-    return Subject(model, weights, "", plain, model.cfg if plain is None else plain.spec)
+    return Subject(model, plain, "", plain, model.cfg if plain is None else plain.spec)
 
 
 def _at_path(given: str | Path, n_heads: int | None) -> FusedTransformer:

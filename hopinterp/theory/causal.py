@@ -16,6 +16,7 @@ from hopinterp.theory.program import (
     SYMBOL,
     After,
     At,
+    Before,
     Field,
     First,
     Head,
@@ -27,13 +28,13 @@ from hopinterp.theory.program import (
     State,
 )
 
-Where = Literal["find", "previous", "first", "itself", "same_letter"]
+Where = Literal["find", "before_find", "previous", "first", "itself", "same_letter"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a head attends to: find^`hop`, the previous token, the first (the hop token), itself, or evenly all positions
-    of the same letter and the first."""
+    """What a head attends to: find^`hop` or the position before it, the previous token, the first (hop) token, itself, or
+    evenly all positions of the same letter and the first."""
 
     where: Where
     hop: int | None = None
@@ -81,7 +82,10 @@ class CausalModel:
             written: dict[Field, int] = {}
             for head in filter(self.is_open, block):
                 step = 0 if isinstance(head.look, Itself) else head.hop
-                if step is not None:
+                if isinstance(head.look, Before) and head.hop is not None:
+                    # the letter before find^j is that of hop j − 1; of anything else there the chain does not tell
+                    written |= {m.target: head.hop - 1 for m in head.moves if m.source == SYMBOL}
+                elif step is not None:
                     written |= {m.target: known[m.source] + step for m in head.moves if m.source in known}
             known = {**known, **written}
             found.append(known)
@@ -104,9 +108,8 @@ class CausalModel:
     def _target(self, head: Head) -> Target:
         if not self.is_open(head) or isinstance(head.look, First):
             return Target("first")
-        names: dict[type, Where] = {Previous: "previous", Itself: "itself", SameLetter: "same_letter"}
-        where = names.get(type(head.look), "find")
-        return Target(where, head.hop if where == "find" else None)
+        names: dict[type, Where] = {Previous: "previous", Itself: "itself", SameLetter: "same_letter", Before: "before_find"}
+        return Target(names.get(type(head.look), "find"), head.hop)
 
     # -- what the answer at i depends on -------------------------------------------------------------------------
 
@@ -121,7 +124,7 @@ class CausalModel:
         the letters: places and flags are the same in every sequence that asks for k."""
         written = {field for block in self.program.blocks for head in block for field in Program.written(head)}
         content = {SYMBOL} | {field for field in written if field.kind != "flag"}
-        needed = {(_Node(0), self.program.answer)}
+        needed = {(_Node(0), field) for field in self.program.votes}
         found = [frozenset(needed)]
         for block in reversed(self.program.blocks):
             before: set[tuple[_Node, Field]] = set()
@@ -141,6 +144,8 @@ class CausalModel:
                 there = _Node(node.hop, node.offset - 1)
             case Itself() | SameLetter():
                 there = node
+            case Before():
+                there = _Node(node.hop + (head.hop or 0), node.offset - 1)
             case First():
                 return
             case _:

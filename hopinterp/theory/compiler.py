@@ -29,6 +29,7 @@ from hopinterp.theory.program import (
     SYMBOL,
     After,
     At,
+    Before,
     Field,
     First,
     Gate,
@@ -43,7 +44,7 @@ from hopinterp.theory.program import (
 MARGIN = 40.0
 """Nats between the score of the position a head looks at and any other: e^−40 vanishes beside 1 in float32."""
 LOGIT = 20.0
-"""The right answer's logit; null, without a letter to read, has half of it."""
+"""What each field that brings a letter adds to that letter's logit; null has half of it less than a quorum adds up to."""
 Subspaces = Mapping[str, slice]
 
 
@@ -169,10 +170,12 @@ class Geometry:
             case SameLetter(which):
                 found = [Term({SYMBOL: letters * 128}, {SYMBOL: letters}), _bonus(128 + math.log(self.weights[which]))]
             case After(letter, count):
-                found, spread = self._after(letter, count)
+                found, spread = self._after(letter, count, BEFORE_LETTER, BEFORE_COUNT)
+            case Before(letter, count):
+                found, spread = self._after(letter, count, SYMBOL, COUNT)
         return found if head.gate is None else [*found, _gate(head.gate, spread + 2 * MARGIN)]
 
-    def _after(self, letter: Field, count: Field) -> tuple[list[Term], float]:
+    def _after(self, letter: Field, count: Field, key_letter: Field, key_count: Field) -> tuple[list[Term], float]:
         """The letter must agree, and the key's count be one less: a letter off, or a count, costs more than the hop token
         pays, so that it wins where nothing agrees."""
         matrix, constant = self.quadratic
@@ -183,13 +186,13 @@ class Geometry:
         start = torch.linalg.solve(form, g) - own
         penalty = Term(
             {count: -scale * matrix @ form},
-            {BEFORE_COUNT: matrix, START: start},
+            {key_count: matrix, START: start},
             -scale * constant @ form,
             constant,
         )
         bonus = 2 * most + MARGIN
         letters = torch.eye(self.task.alphabet_size, dtype=torch.float64)
-        return [penalty, Term({letter: letters * bonus}, {BEFORE_LETTER: letters}), _bonus(bonus)], bonus
+        return [penalty, Term({letter: letters * bonus}, {key_letter: letters}), _bonus(bonus)], bonus
 
 
 def _bonus(score: float) -> Term:
@@ -289,8 +292,11 @@ def _embed(parameters: dict[str, Tensor], program: Program, geometry: Geometry, 
             embedding[: task.first_letter, subspaces[one.name]] = torch.tensor(one.asked, dtype=torch.float64)[:, None]
     positions[:, subspaces[PLACE.name]] = geometry.places
     positions[:, subspaces[INDEX.name]] = torch.arange(task.n_positions, dtype=torch.float64)[:, None]
-    parameters["unembed.W_U"][subspaces[program.answer.name], letters] = LOGIT * eye
-    parameters["unembed.b_U"][task.null] = LOGIT / 2
+    for vote in program.votes:
+        parameters["unembed.W_U"][subspaces[vote.name], letters] = LOGIT * eye
+    for flag in program.abstains:
+        parameters["unembed.W_U"][subspaces[flag.name], letters] = LOGIT
+    parameters["unembed.b_U"][task.null] = LOGIT * (program.quorum - 0.5)
 
 
 def _score(weights: _Weights, terms: list[Term], subspaces: Subspaces) -> None:

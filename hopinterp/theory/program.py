@@ -105,7 +105,16 @@ class After:
     count: Field
 
 
-Look = Previous | First | Itself | SameLetter | Last | At | After
+@dataclass(frozen=True)
+class Before:
+    """Looks at the occurrence number count − 1 of a letter: with letter and count of find^u(i) that is the position before
+    find^(u+1)(i). At the hop token where there is none."""
+
+    letter: Field
+    count: Field
+
+
+Look = Previous | First | Itself | SameLetter | Last | At | After | Before
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,8 @@ class Head:
     """One attention head: where it looks, what it moves, and when.
 
     Attributes:
-        hop: j where it looks at find^j(i) (counted on from the position itself); None for what is no chain position.
+        hop: j where it looks at find^j(i) (counted on from the position itself), or right before it; None for what is no
+            chain position.
     """
 
     look: Look
@@ -130,7 +140,7 @@ class Head:
     hop: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.hop is not None) != isinstance(self.look, Last | At | After):
+        if (self.hop is not None) != isinstance(self.look, Last | At | After | Before):
             raise ValueError(f"{self.look} and hop {self.hop} do not go together")
         for move in self.moves:
             if move.source.kind != move.target.kind:
@@ -144,7 +154,7 @@ class Head:
                 return (SYMBOL,)
             case At(pointer):
                 return (pointer,)
-            case After(letter, count):
+            case After(letter, count) | Before(letter, count):
                 return (letter, count)
         return ()
 
@@ -158,6 +168,8 @@ class Head:
                 return (PREVIOUS_LETTER,)
             case After():
                 return (BEFORE_LETTER, BEFORE_COUNT)
+            case Before():
+                return (SYMBOL, COUNT)
         return ()
 
     def targets(self, state: State) -> Int[Tensor, "batch position"]:
@@ -175,6 +187,8 @@ class Head:
             case After(letter, count):
                 query, key = _identity(state, letter, count, -1), _identity(state, BEFORE_LETTER, BEFORE_COUNT, 0)
                 found = _last_match(query, key)
+            case Before(letter, count):
+                found = _last_match(_identity(state, letter, count, -1), _identity(state, SYMBOL, COUNT, 0))
             case _:
                 found = torch.zeros_like(own)
         return found if self.gate is None else torch.where(self.gate.is_open(state), found, 0)
@@ -182,7 +196,13 @@ class Head:
 
 @dataclass(frozen=True)
 class Program:
-    """Blocks of heads over one task, and the field that the unembedding reads.
+    """Blocks of heads over one task, and the fields that the unembedding reads.
+
+    Attributes:
+        answer: the field that brings the answer's letter.
+        also: further fields that bring it on ways of their own: the unembedding reads the sum of all.
+        quorum: how many of these fields must agree for their letter to be the answer; with fewer it is null.
+        abstains: flags that count as a vote for every letter: a way that ends before the answer's does leaves it to others.
 
     Raises:
         HopInterpError: no blocks.
@@ -191,10 +211,20 @@ class Program:
     task: HopTask
     blocks: tuple[tuple[Head, ...], ...]
     answer: Field
+    also: tuple[Field, ...] = ()
+    quorum: int = 1
+    abstains: tuple[Field, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.blocks:
             raise HopInterpError("a program needs at least one block")
+        if not 1 <= self.quorum <= len(self.votes):
+            raise ValueError(f"{self.quorum} of {len(self.votes)} fields cannot agree")
+
+    @property
+    def votes(self) -> tuple[Field, ...]:
+        """Every field that brings the answer's letter."""
+        return (self.answer, *self.also)
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:
@@ -243,9 +273,13 @@ class Program:
         return after
 
     def answers(self, state: State) -> Int[Tensor, "batch position"]:
-        """The answer that the last block's state stands for, as token ids."""
-        letter = state[self.answer.name]
-        return torch.where(letter < 0, self.task.null, letter + self.task.first_letter)
+        """The answer that the last block's state stands for, as token ids: the letter that most fields bring (the first of
+        the alphabet where several do), or null where fewer than `quorum` bring it."""
+        letters = torch.stack([state[field.name] for field in self.votes])
+        alphabet = torch.arange(self.task.alphabet_size, device=letters.device)
+        count, letter = (letters[..., None] == alphabet).sum(0).max(-1)
+        count = count + sum(state[flag.name] for flag in self.abstains)
+        return torch.where(count < self.quorum, self.task.null, letter + self.task.first_letter)
 
 
 def _last_match(query: Int[Tensor, "batch position"], key: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:

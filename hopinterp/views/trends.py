@@ -67,7 +67,7 @@ def argmax_map(found: xr.Dataset, title: str = "") -> Figure:
     best = found.best_hop.stack(unit=("layer", "head")).transpose("unit", "hops")
     score = found.best_score.stack(unit=("layer", "head")).transpose("unit", "hops")
     (rows, columns), last = best.shape, int(found.hop.max())
-    colours, norm = _steps(last)
+    colours, norm = hop_colours(last)
     with style():
         figure = Figure(figsize=(1.6 + 0.3 * columns, 1.2 + 0.22 * rows))
         axes = figure.subplots()
@@ -81,7 +81,7 @@ def argmax_map(found: xr.Dataset, title: str = "") -> Figure:
         axes.set_xticks(range(columns), found.hops.values)
         axes.tick_params(length=0)
         axes.set(xlabel="hops k asked for", title=title or "find$^j$ that a head agrees with best")
-        _hop_bar(figure, [axes], colours, norm, "j (pale: low cosine)")
+        hop_bar(figure, [axes], colours, norm, "j (pale: low cosine)")
         return figure
 
 
@@ -100,7 +100,7 @@ def dynamics(series: Sequence[tuple[int, xr.Dataset]], title: str = "") -> Figur
 
 
 def _falling_errors(found: xr.Dataset, title: str) -> Figure:
-    colours, norm = _steps(int(found.hops.max()))
+    colours, norm = hop_colours(int(found.hops.max()))
     with style():
         figure = Figure(figsize=(6, 3.3))
         axes = figure.subplots()
@@ -110,13 +110,13 @@ def _falling_errors(found: xr.Dataset, title: str) -> Figure:
             axes.plot(found.step, 100 * one.error, ".-", color=colours(norm(k)), lw=1.2, ms=4)
         solved_line(axes, int(found.step.max()), "right")
         axes.set(xlabel="training step", ylabel="error on answered positions (%)", title=title or "err$_k$ during training")
-        _hop_bar(figure, [axes], colours, norm, "hops k")
+        hop_bar(figure, [axes], colours, norm, "hops k")
         return figure
 
 
 def _learned_hops(found: xr.Dataset, title: str) -> Figure:
     k, layers = int(found.attrs["hops"]), found.layer.values
-    colours, norm = _steps(k)
+    colours, norm = hop_colours(k)
     with style():
         figure = Figure(figsize=(1.4 + 2.1 * len(layers), 2.9))
         panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
@@ -129,17 +129,17 @@ def _learned_hops(found: xr.Dataset, title: str) -> Figure:
             axes.set(xlabel="training step", title=f"block {layer}", ylim=(-0.02, 1.05))
         panels[0].set_ylabel("held-out accuracy (●: held)")
         figure.suptitle(title or f"hops that can be read off each block during training, k = {k}", fontsize=10)
-        _hop_bar(figure, panels.tolist(), colours, norm, "hop j")
+        hop_bar(figure, panels.tolist(), colours, norm, "hop j")
         return figure
 
 
-def _steps(last: int) -> tuple[mpl.colors.Colormap, BoundaryNorm]:
+def hop_colours(last: int) -> tuple[mpl.colors.Colormap, BoundaryNorm]:
     """A colour for each of 0 … last, dark to bright, ending before the yellow that vanishes on white."""
     colours = mpl.colors.ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.92, last + 1)))
     return colours, BoundaryNorm(np.arange(last + 2) - 0.5, last + 1)
 
 
-def _hop_bar(figure: Figure, panels: Sequence[Axes], colours: mpl.colors.Colormap, norm: BoundaryNorm, label: str) -> None:
+def hop_bar(figure: Figure, panels: Sequence[Axes], colours: mpl.colors.Colormap, norm: BoundaryNorm, label: str) -> None:
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, label=label, shrink=0.9)
     last = colours.N - 1
     bar.set_ticks(range(0, last + 1, max(1, last // 4)))

@@ -202,10 +202,10 @@ def test_what_is_no_model(given, words, small_task, capsys):  # noqa: ARG001  # 
     assert "\n" not in str(caught.value)
 
 
-def test_swapped_arguments(small_model, small_task):
-    with pytest.raises(HopInterpError, match=r"the order is \(model, task\)"):
+def test_swapped_arguments(small_model, small_task, refuses):
+    with refuses(r"the order is \(model, task\)"):
         hi.evaluate(small_task, small_model)
-    with pytest.raises(HopInterpError, match=r"the task is a FusedTransformer; it must be a HopTask"):
+    with refuses("the task is a FusedTransformer; it must be a HopTask"):
         Subject.of(small_model, small_model)
 
 
@@ -404,6 +404,21 @@ def test_layers(given, found, small_model):
 
 
 @pytest.mark.parametrize("given", [2, -1, [0, 5], 1.0, True, [0.5], "a"])
-def test_layers_that_a_model_does_not_have(given, small_model):
-    with pytest.raises(HopInterpError, match=r"layer is .*; this model has 0 to 1"):
+def test_layers_that_a_model_does_not_have(given, small_model, refuses):
+    with refuses(r"layer is .*; this model has 0 to 1"):
         Subject.of(small_model).layers(given)
+
+
+@pytest.mark.parametrize("kind", ["ours", "load", "native bridge", "bridge on GPT-2"])
+def test_what_is_hooked_is_hooked_for_everybody(kind, tmp_path, tokens):
+    """Inside, the model that was given, and whatever is asked of it or of its subject, is changed; after, it is not."""
+    made = forms(kind, tmp_path)
+    subject, before = Subject.of(made), made(tokens)
+    with subject.hooks([("blocks.0.hook_attn_out", lambda value, hook: value * 0)]) as run:  # noqa: ARG005
+        inside = run(tokens)
+        assert not torch.allclose(inside, before, atol=0.1)
+        for form in (made, Subject.of(made), Subject.of(subject)):
+            assert close(form(tokens), inside)
+    for form in (made, Subject.of(made), Subject.of(subject)):
+        assert close(form(tokens), before)
+    assert Subject.of(subject).weights is subject.weights

@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from hopinterp.errors import HopInterpError
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, korn_graubard
 from hopinterp.models.subject import ModelLike, Subject
@@ -31,6 +32,7 @@ def evaluate(
     seed: int = 0,
     dropout: float = 0.0,
     report: Report | None = None,
+    distinct: int = 0,
 ) -> xr.Dataset:
     """err_k on fresh sequences (the paper's Figures 2 and 6 to 8). The same sequences serve every k.
 
@@ -40,12 +42,16 @@ def evaluate(
         sequences: how many sequences a k.
         dropout: rate of dropout left on while answering. The paper's published table was measured so, at 0.1.
         report: called after each k.
+        distinct: how many further sequences a k, to split by chain: err_k where no letter repeats two hops apart along the
+            chain. None by default, for they take their own time; to say that k is solved there takes about 370.
 
     Returns:
         Dim hops (k). `error`: share of the positions whose answer is a letter (null and blank left out) where the most
         likely token is another; `low`, `high`: its 95% interval (Korn and Graubard's, by sequence); `solved`, `failed`:
         `high` ≤ SOLVED, `low` > FAILED; `null_error`: the same share over positions whose answer is null; `positions`: how
-        many positions `error` counts.
+        many positions `error` counts. Of chains on which no letter repeats two hops apart, drawn as `HopTask.sample` draws
+        them: `distinct_error`, the mean over such positions; `distinct_low`, `distinct_high`, `distinct_solved`,
+        `distinct_positions`. NaN and 0 where there is no such chain.
 
     Raises:
         HopInterpError: k out of range, too few sequences, or dropout asked of a model that runs by its hooks only.
@@ -70,9 +76,42 @@ def evaluate(
     error = wrongs.sum(0) / positions
     values = {"error": error, "low": low, "high": high, "solved": high <= SOLVED, "failed": low > FAILED}
     values |= {"null_error": torch.tensor(null_error), "positions": positions.long()}
+    if distinct:
+        again = torch.Generator(subject.device).manual_seed(seed)  # so that the numbers above do not depend on these
+        values |= _on_distinct(subject, task, ks, distinct, seed, dropout, again)
     found = xr.Dataset({name: ("hops", value.numpy()) for name, value in values.items()}, {"hops": ks})
     bars: dict[str, Any] = {"solved": SOLVED, "failed": FAILED}
-    return described(found, subject, task, seed=seed, sequences=sequences, dropout=dropout, level=LEVEL, **bars)
+    settings: dict[str, Any] = {"sequences": sequences, "distinct": distinct, "dropout": dropout, "level": LEVEL}
+    return described(found, subject, task, seed=seed, **settings, **bars)
+
+
+def _on_distinct(
+    subject: Subject, task: HopTask, ks: list[int], sequences: int, seed: int, dropout: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The error on chains on which no letter repeats two hops apart. A sequence counts once, however many such positions it
+    has: so often it is drawn."""
+    wrong, positions = [], []
+    for k in ks:
+        try:
+            batch = task.sample(sequences, hops=k, seed=seed, device=subject.device, distinct=True)
+        except HopInterpError:  # no such chain
+            wrong.append(torch.full((sequences,), torch.nan, dtype=torch.float64))
+            positions.append(0)
+            continue
+        asked = batch.no_repeats
+        mistakes = (_answers(subject, batch.tokens, dropout, generator) != batch.labels) & asked
+        wrong.append((mistakes.sum(1) / asked.sum(1)).double().cpu())
+        positions.append(int(asked.sum()))
+    rate = torch.stack(wrong, 1)
+    measured = ~rate.isnan()
+    low, high = korn_graubard(rate.nan_to_num(), measured.double())
+    return {
+        "distinct_error": rate.mean(0),
+        "distinct_low": low,
+        "distinct_high": high,
+        "distinct_solved": high <= SOLVED,
+        "distinct_positions": torch.tensor(positions),
+    }
 
 
 @torch.no_grad()
@@ -85,9 +124,16 @@ def _answers(
     return torch.cat([logits(part).argmax(-1) for part in tokens.split(_BATCH)])
 
 
-def capacity(found: xr.Dataset) -> int | None:
-    """The largest k up to which `evaluate` found every k from 1 on solved; None where not all of these were measured."""
-    solved = found.solved.sel(hops=found.hops > 0).sortby("hops")
+def capacity(found: xr.Dataset, *, distinct: bool = False) -> int | None:
+    """The largest k up to which `evaluate` found every k from 1 on solved; None where not all of these were measured.
+
+    Args:
+        distinct: on chains on which no letter repeats two hops apart, the theorem's worst case, instead of on average.
+    """
+    name = "distinct_solved" if distinct else "solved"
+    if name not in found:
+        return None
+    solved = found[name].sel(hops=found.hops > 0).sortby("hops")
     if solved.hops.values.tolist() != list(range(1, solved.sizes["hops"] + 1)):
         return None
     return int(solved.astype(int).cumprod("hops").sum())

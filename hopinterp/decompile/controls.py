@@ -1,0 +1,199 @@
+"""How well a model answers on its routes alone, block by block and in all, beside routes that are not its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hopinterp.decompile.routes import Routing, fit_routes, run_routed
+from hopinterp.errors import HopInterpError
+from hopinterp.evidence.intervals import bootstrap_ratio, korn_graubard
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.task import Batch
+
+Logits = Float[Tensor, "batch position d_vocab"]
+DRAWS = 3
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """What replacing all patterns of all heads by their rules does to err_k, on fresh sequences. Rates are 0 … 1.
+
+    Attributes:
+        own: err_k of the model as it is. `routed`: with every pattern set by its rule; `routed_hard`: by its strongest part.
+        low, high: 95% of routed − own, paired by sequence.
+        by_block: err_k with the patterns of one block alone set by rule.
+        kl: mean KL divergence of the routed model's predictions from the model's own, in nats, over scored positions.
+        own_logit_difference, routed_logit_difference: the right answer's logit minus the largest other one, mean.
+        same: share of the scored positions at which the model's own answer and that on its routes are the same.
+        sequences: how many.
+    """
+
+    own: float
+    routed: float
+    routed_hard: float
+    low: float
+    high: float
+    by_block: tuple[float, ...]
+    kl: float
+    own_logit_difference: float
+    routed_logit_difference: float
+    same: float
+    sequences: int
+
+
+@dataclass(frozen=True)
+class Controls:
+    """err_k on routes that are not the model's own, one number a draw. All patterns are replaced, as for `routed`.
+
+    Attributes:
+        shuffled: rules handed around among all heads; `shuffled_within_block`: among the heads of each block.
+        one_hop_off: the hops of one head moved by ±1, each head that has a hop rule in its turn.
+        content_free: every head at its mean pattern by position.
+        untrained: the same sizes with weights as before training, on routes fitted to it.
+        heads_moved: layer and head of each number of `one_hop_off`.
+    """
+
+    shuffled: tuple[float, ...]
+    shuffled_within_block: tuple[float, ...]
+    one_hop_off: tuple[float, ...]
+    content_free: tuple[float, ...]
+    untrained: tuple[float, ...]
+    heads_moved: tuple[tuple[int, int], ...]
+
+    def means(self) -> dict[str, float]:
+        """The mean of each control over its draws; NaN where it has none."""
+        names = ("shuffled", "shuffled_within_block", "one_hop_off", "content_free", "untrained")
+        return {name: float(torch.tensor(getattr(self, name)).mean()) for name in names}
+
+
+@torch.no_grad()
+def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences: int = 200, seed: int = 0) -> Faithfulness:
+    """Run the model as it is and on its routes, on sequences that the routes were not fitted to (another seed).
+
+    Raises:
+        HopInterpError: no scored position among the sequences.
+    """
+    batch = _draw(model, routing, sequences, seed)
+    own_logits, routed_logits = model(batch.tokens), run_routed(model, batch, routing)
+    own, routed = (_wrong(logits, batch) for logits in (own_logits, routed_logits))
+    counted = batch.scored.double()
+    low, high = _paired(own, routed, counted)
+    few = _first(batch, max(sequences // 4, 1))  # a block alone does less than all together: fewer sequences show it
+    blocks = range(model.spec.n_layers)
+    log_own, log_routed = (logits[batch.scored].log_softmax(-1) for logits in (own_logits, routed_logits))
+    total = float(counted.sum())
+    return Faithfulness(
+        own=float(own.sum()) / total,
+        routed=float(routed.sum()) / total,
+        routed_hard=_rate(run_routed(model, batch, routing.hard), batch)
+        if routing.is_mixed
+        else float(routed.sum()) / total,
+        low=low,
+        high=high,
+        by_block=tuple(_rate(run_routed(model, few, routing, [layer]), few) for layer in blocks),
+        kl=float((log_own.exp() * (log_own - log_routed)).sum(-1).mean()),
+        own_logit_difference=_logit_difference(own_logits, batch),
+        routed_logit_difference=_logit_difference(routed_logits, batch),
+        same=float((own_logits.argmax(-1) == routed_logits.argmax(-1))[batch.scored].double().mean()),
+        sequences=sequences,
+    )
+
+
+@torch.no_grad()
+def measure_controls(
+    model: FusedTransformer, routing: Routing, *, sequences: int = 40, draws: int = DRAWS, seed: int = 0
+) -> Controls:
+    """Run the model on routes that are not its own.
+
+    Args:
+        sequences: of each draw; half as many for each head that is moved.
+        draws: of each control that is drawn.
+
+    Raises:
+        HopInterpError: no scored position among the sequences.
+    """
+    batch = _draw(model, routing, sequences, seed)
+    half = _first(batch, max(sequences // 2, 1))
+    generator = torch.Generator().manual_seed(seed)
+    moved = [(layer, head) for layer, head, route in routing.heads if any(part.hop for part in route.parts)]
+    signs = (torch.randint(2, (len(moved),), generator=generator) * 2 - 1).tolist()
+    return Controls(
+        shuffled=tuple(_rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, False)),
+        shuffled_within_block=tuple(
+            _rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, True)
+        ),
+        one_hop_off=tuple(
+            _rate(run_routed(model, half, routing.moved(layer, head, by)), half)
+            for (layer, head), by in zip(moved, signs, strict=True)
+        ),
+        content_free=(_rate(run_routed(model, batch, routing.content_free), batch),),
+        untrained=tuple(_untrained(model, routing, half, seed + draw) for draw in range(draws)),
+        heads_moved=tuple(moved),
+    )
+
+
+def _shuffles(routing: Routing, draws: int, generator: torch.Generator, within: bool) -> Iterator[Routing]:
+    """Rules handed around at random, drawn again (up to 20 times) while no head's rule is another than before."""
+    layers, heads = len(routing.routes), len(routing.routes[0])
+    for _ in range(draws):
+        for _ in range(20):
+            if within:
+                order = torch.cat([layer * heads + torch.randperm(heads, generator=generator) for layer in range(layers)])
+            else:
+                order = torch.randperm(layers * heads, generator=generator)
+            given = routing.permuted([divmod(int(n), heads) for n in order])
+            if given.routes != routing.routes:
+                break
+        yield given
+
+
+def _untrained(model: FusedTransformer, routing: Routing, batch: Batch, seed: int) -> float:
+    fresh = FusedTransformer(model.spec, model.spec.initial_parameters(seed)).to(model.device)
+    routes = fit_routes(fresh, routing.task, routing.hops, sequences=20, seed=seed)
+    return _rate(run_routed(fresh, batch, routes), batch)
+
+
+def _draw(model: FusedTransformer, routing: Routing, sequences: int, seed: int) -> Batch:
+    # far from the seeds of fit_routes, so that the same `seed` gives it other sequences
+    batch = routing.task.sample(sequences, hops=routing.hops, seed=1_000_003 + seed, device=model.device)
+    if not batch.scored.any():
+        raise HopInterpError(f"none of {sequences} sequences has a chain of {routing.hops} links")
+    return batch
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    return Batch(batch.task, batch.tokens[:count], batch.labels[:count], batch.find1[:count])
+
+
+def _wrong(logits: Logits, batch: Batch) -> Float[Tensor, "batch position"]:
+    return ((logits.argmax(-1) != batch.labels) & batch.scored).double()
+
+
+def _rate(logits: Logits, batch: Batch) -> float:
+    return float(_wrong(logits, batch).sum() / batch.scored.sum())
+
+
+def _paired(
+    own: Float[Tensor, "sequence position"],
+    routed: Float[Tensor, "sequence position"],
+    counted: Float[Tensor, "sequence position"],
+) -> tuple[float, float]:
+    """95% of routed − own. Where no answer changed, resampling shows no spread: then as much as the share of answers that
+    change may be, either way."""
+    changed = (routed != own).double().sum(1)
+    if not changed.any():
+        most = float(korn_graubard(changed, counted.sum(1))[1])
+        return -most, most
+    low, high = bootstrap_ratio((routed - own).sum(1), counted.sum(1), seed=0)
+    return float(low), float(high)
+
+
+def _logit_difference(logits: Logits, batch: Batch) -> float:
+    scored, answer = logits[batch.scored], batch.labels[batch.scored][:, None]
+    others = scored.scatter(1, answer, -torch.inf).amax(1)
+    return float((scored.gather(1, answer)[:, 0] - others).mean())

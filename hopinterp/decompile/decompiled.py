@@ -1,0 +1,149 @@
+"""decompile: the program that a trained model runs at a k, the proof that it runs it, and where that ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from typing import Any, overload
+
+from hopinterp.decompile.controls import measure_controls, measure_faithfulness
+from hopinterp.decompile.derivations import find_tree
+from hopinterp.decompile.queries import find_queries
+from hopinterp.decompile.records import Decompilation, Decompiled, unsolved
+from hopinterp.decompile.routes import fit_routes
+from hopinterp.errors import HopInterpError
+from hopinterp.evidence.reading.behaviour import evaluate
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.progress import Progress, Report
+from hopinterp.task import HopTask
+
+SHARES = {"routes": 0.3, "faithfulness": 1.0, "controls": 0.12, "tree": 0.5, "queries": 0.5}
+"""Of `sequences`, how many each stage draws; every stage draws others. Of the controls each draw has so many."""
+DRAWS, ORDERS = 3, 3
+"""Of each control that is drawn; and of pruning the tree."""
+STAGES = ("does it solve k", "routes", "the model on its routes", "controls", "values", "queries")
+LEAST = 20
+"""Sequences, below which some stage would hardly see a chain."""
+
+
+@overload
+def decompile(
+    model: ModelLike, task: HopTask, hops: int, *, sequences: int = 200, seed: int = 0, report: Report | None = None
+) -> Decompiled: ...
+@overload
+def decompile(
+    model: ModelLike,
+    task: HopTask,
+    hops: Iterable[int] | None = None,
+    *,
+    sequences: int = 200,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Decompilation: ...
+def decompile(
+    model: ModelLike,
+    task: HopTask,
+    hops: int | Iterable[int] | None = None,
+    *,
+    sequences: int = 200,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Decompiled | Decompilation:
+    """The program that a model runs at one k, or at each of several.
+
+    Every head gets a rule for where it looks, and all patterns are replaced by the rules' own; with these, the nodes (heads
+    at chain positions) are found that carry the answer while all else is another sequence's; then what their queries read,
+    and the circuit of all of these is run as one. All is found on some sequences and measured on others.
+
+    Args:
+        model: anything that `Subject.of` takes whose weights can be read. It runs on the CPU.
+        hops: k, or several: a range, a list, or None for 1 … max_hops.
+        sequences: that the model is run on with its routes; see SHARES for the other stages.
+        report: called after each stage.
+
+    Returns:
+        `Decompiled` for one k; `Decompilation` for several, in which every k that the model fails at is marked.
+
+    Raises:
+        HopInterpError: k out of range; a single k that the model does not solve; a model whose weights cannot be read; too
+            few sequences.
+    """
+    subject = Subject.of(model, task)
+    network = subject.weights_for("decompile").to("cpu")
+    ks = _checked(task, hops, sequences)
+    single = hops is not None and not isinstance(hops, Iterable)
+    done = _Steps(report, len(ks) * len(STAGES))
+    own = evaluate(network, task, ks, sequences=sequences // 2, seed=seed + _FRESH)
+    failed = {int(k): float(own.error.sel(hops=k)) for k in own.hops.values if bool(own.failed.sel(hops=k))}
+    if single and failed:
+        raise HopInterpError(unsolved(subject.name or "the model", ks[0], failed[ks[0]]))
+    found = {}
+    for k in ks:
+        if k in failed:
+            done(len(STAGES), f"k = {k} is not solved")
+        else:
+            found[k] = _decompile_one(network, subject.name, task, k, sequences, seed, done)
+    return found[ks[0]] if single else Decompilation(model=subject.name, by_hops=found, unsolved=failed)
+
+
+_FRESH = 500_009  # far from the seeds of all stages
+
+
+def _checked(task: HopTask, hops: object, sequences: int) -> list[int]:
+    ks = list(range(1, task.max_hops + 1)) if hops is None else sorted(set(task.hop_counts(hops)))
+    if not ks or ks[0] < 1:
+        raise HopInterpError("hops is 0: hop_0 is the input itself, about which there is nothing to decompile")
+    if task.alphabet_size < 3:
+        raise HopInterpError(
+            "alphabet_size is 2: sequences alternate, and every hop can be guessed; decompile needs 3 letters"
+        )
+    if sequences < LEAST:
+        raise HopInterpError(f"sequences is {sequences}; decompile needs at least {LEAST}")
+    return ks
+
+
+class _Steps:
+    """Counts stages over all k, and reports."""
+
+    def __init__(self, report: Report | None, total: int) -> None:
+        self.report, self.total, self.done = report, total, 0
+
+    def __call__(self, stages: int, what: str) -> None:
+        self.done += stages
+        if self.report:
+            self.report(Progress(what, self.done, self.total))
+
+
+def _decompile_one(
+    network: FusedTransformer, name: str, task: HopTask, k: int, sequences: int, seed: int, done: Callable[[int, str], None]
+) -> Decompiled:
+    count = {stage: max(round(share * sequences), LEAST) for stage, share in SHARES.items()}
+
+    def finished(stage: int) -> None:
+        done(1, f"k = {k}: {STAGES[min(stage + 1, len(STAGES) - 1)]}")
+
+    finished(0)
+    routing = fit_routes(network, task, k, sequences=count["routes"], seed=seed)
+    finished(1)
+    faithfulness = measure_faithfulness(network, routing, sequences=count["faithfulness"], seed=seed)
+    finished(2)
+    controls = measure_controls(network, routing, sequences=count["controls"], draws=DRAWS, seed=seed)
+    finished(3)
+    tree = find_tree(network, routing, sequences=count["tree"], orders=ORDERS, seed=seed)
+    finished(4)
+    queries = find_queries(network, routing, tree.nodes, sequences=count["queries"], seed=seed)
+    finished(5)
+    settings: dict[str, Any] = {"seed": seed, "draws": DRAWS, "orders": ORDERS, "sequences": count}
+    return Decompiled(
+        model=name,
+        hops=k,
+        version=metadata.version("hopinterp"),
+        settings=settings,
+        routing=routing,
+        faithfulness=faithfulness,
+        controls=controls,
+        tree=tree,
+        queries=queries,
+        network=network,
+    )

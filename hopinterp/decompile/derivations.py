@@ -1,0 +1,326 @@
+"""Which heads at which chain positions carry the answer: the tree of jumps that add up to k, with all else resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hopinterp.decompile.nodes import Node, Nodes, connected, derivations, on_paths, reach, reachable
+from hopinterp.decompile.routes import Routing
+from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
+from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
+from hopinterp.models.fused import FusedTransformer
+
+TOLERANCE = 0.02
+"""The error that a tree may have on the fitting pairs, below half of the .05 that explains a cell on fresh ones. Constructed
+models, whose trees are exact, come out the same with any value up to .2; untrained ones never come near (they err at .7)."""
+LEAST_EFFECT = 0.01
+"""A node whose removal raises the error on the fitting pairs by less is taken away at the end, while the error stays within
+a quarter above the tolerance: with 800 fresh rows less than this would hardly show. Nodes of constructed models have .7."""
+WELL = 1.5
+"""Times the tolerance: a tree found from one tier that does no worse on the fitting pairs makes larger tiers needless."""
+ORDERS = 3
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one node's removal from its tree does to the error on fresh pairs, with the paired 95% interval."""
+
+    node: Node
+    effect: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The node's fields with `effect`, `low` and `high`."""
+        return {**self.node.to_json(), "effect": self.effect, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class ValueTree:
+    """The nodes that carry the answer at one k, on fixed routes, and how well they do it alone.
+
+    Attributes:
+        carrying: nodes on derivations: paths to where the answer's letter stands.
+        aside: nodes on no derivation but on paths to the letters of hops k − 1, which the answer is not (neighbours differ),
+            and k − 2, which it is half of the time; and heads of block 0 at the places of all these paths, which read the
+            letters before them.
+        stray: nodes that were kept and lie on neither, or whose effect among the printed ones may be nothing; their effect
+            is that in the tree with all kept nodes.
+        error: of carrying and aside nodes alone, on fresh pairs; `low` and `high`, 95%.
+        carrying_error: of the carrying nodes alone. `kept_error`: with the stray ones too. `whole_error`: of all that the
+            routes reach from i.
+        without: error with the printed nodes resampled and all else that is reached live.
+        backup: nodes that still answered more than half without those; empty where none did.
+        stability: how much the sets kept in different orders overlap: mean of |A ∩ B| / |A ∪ B| over pairs of orders.
+        sizes: of the sets kept in each order.
+    """
+
+    hops: int
+    n_layers: int
+    carrying: tuple[Effect, ...]
+    aside: tuple[Effect, ...]
+    stray: tuple[Effect, ...]
+    error: float
+    low: float
+    high: float
+    carrying_error: float
+    kept_error: float
+    whole_error: float
+    without: float
+    backup: Nodes
+    stability: float
+    sizes: tuple[int, ...]
+
+    @property
+    def nodes(self) -> Nodes:
+        """Every node on a printed path."""
+        return frozenset(effect.node for effect in (*self.carrying, *self.aside))
+
+    @cached_property
+    def derivations(self) -> tuple[tuple[int, ...], ...]:
+        """Jumps that add up to k, last block first; each node on them raises the error when it is removed."""
+        return tuple(sorted(derivations(self.nodes, self.hops), reverse=True))
+
+    @cached_property
+    def asides(self) -> dict[int, tuple[tuple[int, ...], ...]]:
+        """By hop, k − 1 or k − 2: jumps that bring its letter."""
+        found = {j: derivations(self.nodes, j) for j in _aside_hops(self.hops)} if self.aside else {}
+        return {j: tuple(sorted(paths, reverse=True)) for j, paths in found.items() if paths}
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """The most hops that the carrying nodes of blocks ≤ ℓ add up to."""
+        return reach((effect.node for effect in self.carrying), self.hops, self.n_layers)
+
+
+def _aside_hops(hops: int) -> range:
+    return range(max(hops - 2, 0), hops)
+
+
+def printed(nodes: Nodes, hops: int) -> Nodes:
+    """The nodes whose use has a name: those on a path to the answer's letter or to one of the two before it, and heads of
+    block 0 at the places of these paths, which read the letters before them."""
+    paths = frozenset().union(*(on_paths(nodes, j) for j in (hops, *_aside_hops(hops))))
+    return connected(paths | {node for node in nodes if node.layer == 0})
+
+
+@torch.no_grad()
+def find_tree(
+    model: FusedTransformer, routing: Routing, *, sequences: int = 100, orders: int = ORDERS, seed: int = 0
+) -> ValueTree:
+    """Prune what the routes reach from i to the nodes that carry the answer, and measure them on fresh pairs.
+
+    Args:
+        sequences: fresh ones, on which all reported numbers are measured: four scored positions of each are watched, each
+            with two partners. Two thirds as many others serve to find the tree, with three positions each; 40 % of the
+            fresh ones for what is run whole (`whole_error`, `without`).
+        orders: how many orders of pruning; of the trees whose printed nodes do well the smallest is measured.
+
+    Raises:
+        HopInterpError: no sequence of a draw has a chain of k links.
+    """
+
+    def runner(share: float, positions: int, number: int) -> TreeRunner:
+        count = max(round(share * sequences), 3)
+        rows = Rows.draw(routing.task, routing.hops, count, positions=positions, seed=3 * seed + number)
+        return TreeRunner.of(model, routing, rows)
+
+    whole, fit = reachable(routing), runner(2 / 3, 3, 1)
+    pruner = Pruner(fit, whole)
+    kept = [pruner.prune(seed=order) for order in range(orders)]
+    best = min(kept, key=pruner.rank)
+    fresh = runner(1, 4, 2)
+    effects = _supported(fresh, printed(best, routing.hops))
+    all_live = runner(0.4, 4, 3)
+    state = all_live.run(whole)
+    without = all_live.error(all_live.without(state, effects))
+    backup = Pruner(fit, connected(whole - effects.keys())).prune() if without < 0.5 else frozenset()
+    measured = _measure(fresh, effects, best)
+    return ValueTree(
+        **measured,
+        whole_error=all_live.error(state),
+        without=without,
+        backup=backup,
+        stability=_overlap(kept),
+        sizes=tuple(map(len, kept)),
+    )
+
+
+def _measure(fresh: TreeRunner, effects: Mapping[Node, Effect], kept: Nodes) -> dict[str, Any]:
+    """What is measured on fresh pairs of the printed nodes, and of those kept beside them."""
+    hops, nodes = fresh.routing.hops, frozenset(effects)
+    carrying = on_paths(nodes, hops)
+    strays = _effects(fresh, fresh.run(kept), kept - nodes)
+    wrong, counted = by_sequence(fresh, fresh.wrong(fresh.run(nodes)).double())
+    low, high = bootstrap(wrong, counted, seed=0)
+    return {
+        "hops": hops,
+        "n_layers": fresh.model.spec.n_layers,
+        "carrying": tuple(effects[node] for node in sorted(carrying, reverse=True)),
+        "aside": tuple(effects[node] for node in sorted(nodes - carrying, reverse=True)),
+        "stray": tuple(strays[node] for node in sorted(strays, reverse=True)),
+        "error": float(wrong.sum() / counted.sum()),
+        "low": float(low),
+        "high": float(high),
+        "carrying_error": fresh.error(fresh.run(carrying)),
+        "kept_error": fresh.error(fresh.run(kept)),
+    }
+
+
+def _supported(fresh: TreeRunner, nodes: Nodes) -> dict[Node, Effect]:
+    """Drop nodes whose effect on fresh pairs may be nothing, the least first, until each that is left matters."""
+    while True:
+        effects = _effects(fresh, fresh.run(nodes), nodes)
+        doubtful = [effect for effect in effects.values() if effect.low <= 0]
+        if not doubtful:
+            return effects
+        least = min(doubtful, key=lambda effect: (effect.effect, effect.node))
+        nodes = printed(nodes - {least.node}, fresh.routing.hops)
+
+
+def _effects(runner: TreeRunner, state: State, nodes: Collection[Node]) -> dict[Node, Effect]:
+    """What each node's removal does to the error, with the paired interval."""
+    if not nodes:
+        return {}
+    ordered = sorted(nodes)
+    before = runner.wrong(state).double()
+    rises = torch.stack([runner.wrong(runner.without(state, [node])).double() - before for node in ordered], dim=1)
+    rise, counted = by_sequence(runner, rises)
+    low, high = bootstrap_ratio(rise, counted, seed=0)
+    mean = rise.sum(0) / counted.sum(0)
+    return {
+        node: Effect(node, float(e), float(lo), float(hi)) for node, e, lo, hi in zip(ordered, mean, low, high, strict=True)
+    }
+
+
+def by_sequence(
+    runner: TreeRunner, values: Float[Tensor, "row ..."]
+) -> tuple[Float[Tensor, "sequence ..."], Float[Tensor, "sequence ..."]]:
+    """Sums of values over each sequence's rows, and how many rows those are."""
+    rows = runner.rows
+    sums = values.new_zeros(len(rows.batch), *values.shape[1:]).index_add(0, rows.sequence, values)
+    counts = values.new_zeros(len(rows.batch)).index_add(0, rows.sequence, values.new_ones(len(rows)))
+    return sums, counts.view(-1, *[1] * (values.ndim - 1)).expand_as(sums)
+
+
+def _overlap(sets: Sequence[Nodes]) -> float:
+    shares = [len(a & b) / max(len(a | b), 1) for a, b in combinations(sets, 2)]
+    return sum(shares) / len(shares) if shares else 1.0
+
+
+# -- pruning ----------------------------------------------------------------------------------------------------------
+
+
+def tiers(whole: Nodes, hops: int) -> Iterator[Nodes]:
+    """Ever larger parts of the whole tree, whose nodes have a name: what can carry the answer's letter; also what can carry
+    that of hop k − 1, and of hop k − 2; also what block 0 writes at the places of all these."""
+    answer, aside = on_paths(whole, hops), [on_paths(whole, j) for j in _aside_hops(hops)]
+    yield answer
+    yield answer.union(*aside[-1:])
+    yield answer.union(*aside)
+    yield printed(whole, hops)
+
+
+@dataclass(frozen=True, eq=False)
+class Pruner:
+    """Takes nodes away from a tree while the error on the fitting pairs stays within a limit.
+
+    Attributes:
+        whole: the tree to start from.
+        tolerance: see TOLERANCE.
+    """
+
+    runner: TreeRunner
+    whole: Nodes
+    tolerance: float = TOLERANCE
+    _errors: dict[Nodes, float] = field(default_factory=dict)
+
+    def prune(self, seed: int = 0) -> Nodes:
+        """What is left when, from the last block down, every node went without which the error stays within the tolerance.
+
+        Sets are tried before single nodes: first all that lies outside a tier, then halves. Within a block the order is
+        drawn from the seed, but nodes on no derivation go before those on one.
+        """
+        return self._descend(self._start, torch.Generator().manual_seed(seed)).nodes
+
+    @cached_property
+    def _start(self) -> State:
+        """The smallest tier from which a tree with names for all its nodes is found that does well; where there is none, the
+        one of all tiers, and the whole tree, from which the best is found. Tried in one order: the others start there."""
+        found: list[tuple[tuple[float, int], State]] = []
+        for tier in (*tiers(self.whole, self.runner.routing.hops), self.whole):
+            state = self.runner.run(tier)
+            rank = self.rank(self._descend(state, torch.Generator().manual_seed(0)).nodes)
+            found.append((rank, state))
+            if rank[0] <= WELL * self.tolerance:
+                break
+        return min(found, key=lambda pair: pair[0])[1]
+
+    def rank(self, nodes: Nodes) -> tuple[float, int]:
+        """Trees whose named nodes do well by themselves come first, the smaller ones before the larger."""
+        state = self.runner.run(printed(nodes, self.runner.routing.hops))
+        return max(self.runner.error(state), WELL * self.tolerance), len(nodes)
+
+    def _descend(self, state: State, generator: torch.Generator) -> State:
+        """Every block may use up an equal part of the tolerance, or the last one would use it all on nodes that matter and
+        keep all below. A tree that does worse than the tolerance may lose a quarter of it, and keeps what it gains: some
+        nodes do harm alone, for what they bring fits nothing else that is kept."""
+        depth = self.runner.model.spec.n_layers
+        for done, layer in enumerate(reversed(range(depth)), start=1):
+            for part in range(3):
+                allowed = max(self.tolerance * done / depth, self.runner.error(state) + self.tolerance / 4 / depth)
+                state = self._try(state, self._groups(state, layer, generator)[part], allowed)
+        return self._tidy(state, max(self.tolerance, self.runner.error(state)) + self.tolerance / 4)
+
+    def _groups(self, state: State, layer: int, generator: torch.Generator) -> tuple[list[Node], list[Node], list[Node]]:
+        """A block's nodes in a drawn order: those without a name, those on no derivation, those on one."""
+        here = sorted(node for node in state.nodes if node.layer == layer)
+        drawn = [here[n] for n in torch.randperm(len(here), generator=generator).tolist()]
+        hops = self.runner.routing.hops
+        useful, named = on_paths(state.nodes, hops), printed(state.nodes, hops)
+        return (
+            [node for node in drawn if node not in named],
+            [node for node in drawn if node in named and node not in useful],
+            [node for node in drawn if node in useful],
+        )
+
+    def _try(self, state: State, tried: list[Node], allowed: float) -> State:
+        """Remove a set at once where the error allows it; otherwise each half in turn."""
+        tried = [node for node in tried if node in state.nodes]
+        if not tried:
+            return state
+        if self._error_without(state, tried) <= allowed:
+            return self.runner.without(state, tried)
+        if len(tried) == 1:
+            return state
+        half = len(tried) // 2
+        return self._try(self._try(state, tried[:half], allowed), tried[half:], allowed)
+
+    def _error_without(self, state: State, removed: Collection[Node]) -> float:
+        """Error without some nodes; the orders meet in the same sets, which are run once."""
+        nodes = connected(state.nodes - frozenset(removed))
+        if nodes not in self._errors:
+            self._errors[nodes] = self.runner.error(self.runner.without(state, removed)) - 1e-9  # rounding is no rise
+        return self._errors[nodes]
+
+    def _tidy(self, state: State, limit: float) -> State:
+        """Take away nodes that hardly matter, as many of the least as the limit allows at once, until all matter."""
+        while state.nodes:
+            least = self.runner.error(state) + LEAST_EFFECT
+            errors = {node: self._error_without(state, [node]) for node in state.nodes}
+            little = sorted((node for node in errors if errors[node] < least), key=lambda node: (errors[node], node))
+            count = len(little)
+            while count and self._error_without(state, little[:count]) > limit:
+                count //= 2
+            if not count:
+                break
+            state = self.runner.without(state, little[:count])
+        return state

@@ -1,0 +1,282 @@
+"""Another sequence's output put in at nodes of the circuit, and what its program says the answer becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hopinterp.decompile.derivations import ValueTree, by_sequence
+from hopinterp.decompile.nodes import Nodes, Path, derivations, reachable
+from hopinterp.decompile.routes import Routing
+from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner
+from hopinterp.errors import HopInterpError
+from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
+from hopinterp.models.fused import FusedTransformer
+
+_STEPS = 300
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What happens when another sequence's output is put in at some nodes, on rows where the two answers differ.
+
+    Attributes:
+        nodes: where: one node, all of one way to the answer, or one of each way (a cut).
+        jumps: of a way; None for one node and for a cut.
+        moved: the share of the ways that pass through these nodes: by the program those bring the source's letter.
+        source, base, other: how often the answer is the source's, the base's, another; `low`, `high`: 95% of `source`.
+    """
+
+    nodes: Nodes
+    jumps: tuple[int, ...] | None
+    moved: float
+    source: float
+    base: float
+    other: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        names = ("moved", "source", "base", "other", "low", "high")
+        jumps = None if self.jumps is None else list(self.jumps)
+        return {"nodes": [n.to_json() for n in sorted(self.nodes)], "jumps": jumps} | {n: getattr(self, n) for n in names}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rate, or a difference of two, with its 95% interval; NaN where nothing counts."""
+
+    value: float
+    low: float
+    high: float
+
+
+NOTHING = Rate(torch.nan, torch.nan, torch.nan)
+
+
+@dataclass(frozen=True)
+class Interventions:
+    """Every exchange at one k, and how well the program foretells the answers.
+
+    Attributes:
+        exchanges: of single nodes on ways to the answer, of whole ways, of cuts, then of kept nodes that lie on no way.
+        ways: paths of nodes that bring the answer's letter.
+        weights: of each way, fitted on other sequences; 1 less their sum is the weight of all else, which is the base's.
+        agreement: where all ways pass through what was exchanged the program's answer is the source's: how often it is.
+        elsewhere: the same where the source is at any position, not the base's own: what heads of some models bring tells
+            of its position too, which the program knows nothing of.
+        vote: where only some do: how often the answer is the letter that most ways bring (a half where they are even).
+        weighted: the same with weights, fitted without the exchanges that move the same ways as the one that is foretold.
+        single: there: the better of always the base's letter and always the source's.
+        lift, weighted_lift: vote less single, and weighted less single.
+        apart: where a node on no way was exchanged the program's answer is the base's: how often it is.
+        untouched: how often the answer is the base's with nothing exchanged.
+        rows: how many rows count.
+    """
+
+    hops: int
+    exchanges: tuple[Exchange, ...]
+    ways: tuple[Path, ...]
+    weights: tuple[float, ...]
+    agreement: Rate
+    elsewhere: Rate
+    vote: Rate
+    weighted: Rate
+    single: float
+    lift: Rate
+    weighted_lift: Rate
+    apart: Rate
+    untouched: float
+    rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        rates = ("agreement", "elsewhere", "vote", "weighted", "lift", "weighted_lift", "apart")
+        values: dict[str, Any] = {name: vars(getattr(self, name)) for name in rates}
+        values |= {name: getattr(self, name) for name in ("hops", "single", "untouched", "rows")}
+        return values | {"weights": list(self.weights), "exchanges": [e.to_json() for e in self.exchanges]}
+
+
+@torch.no_grad()
+def measure_interventions(
+    model: FusedTransformer, routing: Routing, tree: ValueTree, *, sequences: int = 100, seed: int = 0
+) -> Interventions:
+    """Put in what the nodes bring in another sequence at the same places of its chain, patterns fixed, all else live.
+
+    The source's chain starts at the same position i, as in every interchange of this package. Every way through an exchanged
+    node then brings the source's letter of hop k, every other way the base's. All that the routes reach from i is live; rows
+    are counted whose two answers differ.
+
+    Args:
+        sequences: fresh ones, four scored positions each; as many others serve to fit the weights of the ways, and half as
+            many for `elsewhere`.
+
+    Raises:
+        HopInterpError: the tree has no way to the answer, or no sequence of a draw has a chain of k links.
+    """
+    ways = tuple(path for paths in derivations(tree.nodes, tree.hops).values() for path in paths)
+    if not ways:
+        raise HopInterpError(f"no derivation of {tree.hops} hops was found, so that there is nothing to exchange")
+    beside = frozenset(effect.node for effect in (*tree.aside, *tree.stray))
+    tried = _tried(ways, beside, tree.n_layers)
+    fitting = _Pair.draw(model, routing, sequences, 3 * seed + 101)
+    moved = torch.stack([_moved(ways, nodes) for nodes in tried])
+    weights = _fit(moved, torch.stack([fitting.answers(nodes) for nodes in tried]))
+    fresh = _Pair.draw(model, routing, sequences, 3 * seed + 102)
+    other = _Pair.draw(model, routing, max(sequences // 2, 2), 3 * seed + 103, anywhere=True)
+    whole = [nodes for nodes, ways_moved in zip(tried, moved, strict=True) if ways_moved.all()]
+    elsewhere = other.rate(torch.stack([other.answers(nodes) == 1 for nodes in whole], dim=1).double())
+    return _judge(fresh, ways, tried, moved, weights, elsewhere)
+
+
+def _tried(ways: Sequence[Path], beside: Nodes, n_layers: int) -> list[Nodes]:
+    """The sets of nodes that are exchanged."""
+    single = sorted({node for way in ways for node in way}, reverse=True)
+    one = [frozenset([node]) for node in single]
+    several = [frozenset(way) for way in ways]
+    cuts = [
+        frozenset(next(node for node in way if node.layer <= layer) for way in ways)
+        for layer in range(n_layers)
+        if all(way[-1].layer <= layer for way in ways)
+    ]
+    apart = [frozenset([node]) for node in sorted(beside - frozenset(single), reverse=True)]
+    return list(dict.fromkeys([*one, *several, *cuts, *apart]))
+
+
+def _moved(ways: Sequence[Path], nodes: Nodes) -> Float[Tensor, " way"]:
+    """Which ways pass through some nodes."""
+    return torch.tensor([float(not nodes.isdisjoint(way)) for way in ways], dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """The run of the bases and that of the sources, on rows whose answers differ."""
+
+    base: TreeRunner
+    source: TreeRunner
+    base_state: State
+    source_state: State
+
+    @classmethod
+    def draw(cls, model: FusedTransformer, routing: Routing, sequences: int, seed: int, *, anywhere: bool = False) -> _Pair:
+        rows = Rows.draw(routing.task, routing.hops, sequences, positions=4, partners=1, seed=seed)
+        b, i, s, j = rows.sequence, rows.position, rows.partner, rows.partner_position
+        if not anywhere:
+            s, j = _same_position(rows, torch.Generator().manual_seed(seed)), i
+        labels = rows.batch.labels
+        apart = rows.batch.scored[s, j] & (labels[b, i] != labels[s, j])
+        b, i, s, j = (x[apart] for x in (b, i, s, j))
+        outside = Outside.of(model, routing, rows.batch)
+        # a sequence stands in for itself, so that all is live
+        base = TreeRunner(model, routing, replace(rows, sequence=b, position=i, partner=b, partner_position=i), outside)
+        source = TreeRunner(model, routing, replace(rows, sequence=s, position=j, partner=s, partner_position=j), outside)
+        whole = reachable(routing)
+        return cls(base, source, base.run(whole), source.run(whole))
+
+    def answers(self, nodes: Nodes) -> Int[Tensor, " row"]:
+        """1 where the answer is the source's, 0 where it is the base's, −1 where another."""
+        brings = {node: self.source.brings(self.source_state, node) for node in nodes if node in self.base_state.nodes}
+        said = self.base.given_all(self.base_state, brings).logits.argmax(-1)
+        return torch.where(said == self.source.rows.answer, 1, torch.where(said == self.base.rows.answer, 0, -1))
+
+    def rate(self, hits: Float[Tensor, "row exchange"]) -> Rate:
+        """A mean over rows and exchanges."""
+        if not hits.shape[1]:
+            return NOTHING
+        top, bottom = by_sequence(self.base, hits.sum(1))
+        bottom = bottom * hits.shape[1]
+        low, high = bootstrap(top, bottom, seed=0)
+        return Rate(float(top.sum() / bottom.sum()), float(low), float(high))
+
+    def difference(self, values: Float[Tensor, "row exchange"]) -> Rate:
+        """Likewise of a difference."""
+        if not values.shape[1]:
+            return NOTHING
+        top, bottom = by_sequence(self.base, values.sum(1))
+        bottom = bottom * values.shape[1]
+        low, high = bootstrap_ratio(top, bottom, seed=0)
+        return Rate(float(top.sum() / bottom.sum()), float(low), float(high))
+
+
+def _same_position(rows: Rows, generator: torch.Generator) -> Int[Tensor, " row"]:
+    """For each row a sequence whose answer at the same position is another letter, where there is one; else any."""
+    labels = rows.batch.labels[:, rows.position].T
+    usable = rows.batch.scored[:, rows.position].T & (labels != rows.answer[:, None])
+    return torch.rand(usable.shape, generator=generator).masked_fill(~usable, -1).argmax(1)
+
+
+def _fit(moved: Float[Tensor, "exchange way"], said: Int[Tensor, "exchange row"]) -> Float[Tensor, "fit way"]:
+    """Weights of the ways by logistic regression of the answer on which were moved: one fit for each exchange, without those
+    that move the same ways, and a last one on all. They are at least 0; what they lack of 1 is the weight of all else."""
+    alike = (moved[:, None] == moved).all(-1)
+    partial = (moved.sum(1) > 0) & (moved.sum(1) < moved.shape[1])
+    used = torch.cat([~alike, torch.ones_like(alike[:1])]) & partial
+    counts = torch.stack([(said == one).sum(1) for one in (1, 0)], dim=-1).double()
+    with torch.enable_grad():
+        free = torch.zeros(len(used), moved.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+        slope = torch.ones(len(used), 1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([free, slope], lr=0.1)
+        for _ in range(_STEPS):
+            score = (free.softmax(1)[:, :-1] @ moved.T * 2 - 1) * slope.exp()
+            log = torch.nn.functional.logsigmoid
+            loss = -(used * (counts[:, 0] * log(score) + counts[:, 1] * log(-score))).sum() / counts.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return free.detach().softmax(1)[:, :-1]
+
+
+def _judge(
+    pair: _Pair,
+    ways: tuple[Path, ...],
+    tried: Sequence[Nodes],
+    moved: Float[Tensor, "exchange way"],
+    weights: Float[Tensor, "fit way"],
+    elsewhere: Rate,
+) -> Interventions:
+    said = torch.stack([pair.answers(nodes) for nodes in tried], dim=1)
+    share = moved.mean(1)
+    source, base = (said == 1).double(), (said == 0).double()
+    whole, apart = share == 1, share == 0
+    part = ~whole & ~apart
+    votes = [_foretold(source[:, part], base[:, part], s[part]) for s in (share, (moved * weights[:-1]).sum(1))]
+    single = source[:, part] if source[:, part].sum() > base[:, part].sum() else base[:, part]
+    jumps = {frozenset(way): tuple(node.jump for node in way if node.target != node.place) for way in ways}
+    exchanges = []
+    for number, nodes in enumerate(tried):
+        rate = pair.rate(source[:, [number]])
+        own = float(base[:, number].mean())
+        name = jumps.get(nodes) if len(nodes) > 1 else None
+        exchanges.append(
+            Exchange(nodes, name, float(share[number]), rate.value, own, 1 - own - rate.value, rate.low, rate.high)
+        )
+    return Interventions(
+        pair.base.routing.hops,
+        tuple(exchanges),
+        ways,
+        tuple(weights[-1].tolist()),
+        agreement=pair.rate(source[:, whole]),
+        elsewhere=elsewhere,
+        vote=pair.rate(votes[0]),
+        weighted=pair.rate(votes[1]),
+        single=float(single.mean()),
+        lift=pair.difference(votes[0] - single),
+        weighted_lift=pair.difference(votes[1] - single),
+        apart=pair.rate(base[:, apart]),
+        untouched=float((pair.base_state.logits.argmax(-1) == pair.base.rows.answer).float().mean()),
+        rows=len(said),
+    )
+
+
+def _foretold(
+    source: Float[Tensor, "row exchange"], base: Float[Tensor, "row exchange"], share: Float[Tensor, " exchange"]
+) -> Float[Tensor, "row exchange"]:
+    """Where the answer is the letter with most of the vote; a half for either where the vote is even."""
+    even = (share - 0.5).abs() < 1e-9
+    return torch.where(even, (source + base) / 2, torch.where(share > 0.5, source, base))

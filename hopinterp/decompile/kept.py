@@ -1,0 +1,74 @@
+"""Records of dataclasses, tuples, sets and numbers as JSON values and back, by their annotations."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def packed(value: Any) -> Any:
+    """A record as JSON has it: dataclasses and mappings as objects, sets as sorted lists, an undefined number as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: packed(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): packed(item) for key, item in value.items()}
+    if isinstance(value, frozenset):
+        return [packed(item) for item in sorted(value)]
+    if isinstance(value, list | tuple):
+        return [packed(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def unpacked(kind: Any, value: Any) -> Any:
+    """What `packed` made of a value of this type.
+
+    Raises:
+        ValueError, TypeError, KeyError: the value is none of this type.
+    """
+    if kind is Any:
+        return value
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        others = [one for one in inner if one is not type(None)]
+        return None if value is None else unpacked(others[0], value)
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{value!r} is none of {inner}")
+        return value
+    if origin is tuple:
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(unpacked(one, item) for one, item in zip(kinds, value, strict=True))
+    if origin in (list, frozenset):
+        return origin(unpacked(inner[0], item) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        return {_key(inner[0], key): unpacked(inner[1], item) for key, item in value.items()}
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = _hints(kind)
+        given = dict(value)
+        if given.keys() != hints.keys():
+            raise KeyError(f"{kind.__name__} has other fields: {', '.join(given.keys() ^ hints.keys())}")
+        return kind(**{name: unpacked(hint, given[name]) for name, hint in hints.items()})
+    return _plain(kind, value)
+
+
+def _key(kind: Any, key: str) -> Any:
+    return int(key) if kind is int else key
+
+
+def _plain(kind: Any, value: Any) -> Any:
+    """A number, a truth or a text."""
+    if kind is float:
+        return math.nan if value is None else float(value)
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}

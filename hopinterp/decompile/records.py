@@ -1,0 +1,499 @@
+"""What decompile found: typed, printed, shown in a notebook, run, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hopinterp.decompile.controls import Controls, Faithfulness
+from hopinterp.decompile.derivations import ValueTree
+from hopinterp.decompile.inputs import batch_of, routing_hooks, summed, why
+from hopinterp.decompile.kept import packed, unpacked
+from hopinterp.decompile.nodes import Node
+from hopinterp.decompile.queries import Queries
+from hopinterp.decompile.routes import Route, Routing, run_routed
+from hopinterp.errors import HopInterpError
+from hopinterp.evidence.reading.behaviour import FAILED
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import HookFunction
+from hopinterp.models.store import write_directory
+from hopinterp.models.subject import ModelLike, Subject
+from hopinterp.shown import Row, as_html, plain
+from hopinterp.task import Batch, HopTask
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+ROUTED, TREE, WITHOUT, JOINT = 0.01, 0.05, 0.5, 0.10
+"""A cell is explained where routed − own and the errors of tree and joint circuit are at most these, and the error without
+the tree at least that; fixed on constructed and untrained models before trained ones were looked at."""
+_FOUND, _TENSORS, _FORMAT = "decompiled.json", "patterns.safetensors", 1
+_NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
+_MOST = 5  # derivations in one line
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Decompiled:
+    """The program that a model runs at one k, and how far it explains the model.
+
+    `print` it, let a notebook show it, `save` it; `load_decompiled` reads it back.
+
+    Attributes:
+        model: its name; empty where nobody named it.
+        hops: k.
+        version: of hopinterp, by which it was found.
+        settings: seed and numbers of sequences.
+        routing: every head's rule, and what it does where its rule is null.
+        faithfulness: the model with all patterns set by rule, beside the model as it is.
+        controls: the same on routes that are not the model's own.
+        tree: heads at chain positions that carry the answer.
+        queries: how heads know where to look, and the circuit run as one.
+        network: the model itself, for runs; None after loading without one.
+    """
+
+    model: str
+    hops: int
+    version: str
+    settings: Mapping[str, Any]
+    routing: Routing
+    faithfulness: Faithfulness
+    controls: Controls
+    tree: ValueTree
+    queries: Queries
+    network: FusedTransformer | None = field(default=None)
+
+    # -- what was found -----------------------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> HopTask:
+        """What the model was asked."""
+        return self.routing.task
+
+    @property
+    def routes(self) -> tuple[tuple[Route, ...], ...]:
+        """Where every head looks, by block and head."""
+        return self.routing.routes
+
+    @property
+    def derivations(self) -> tuple[tuple[int, ...], ...]:
+        """Jumps that add up to k, last block first."""
+        return self.tree.derivations
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """R(ℓ): the most hops that the circuit makes known up to each block, by values and by queries."""
+        return self.queries.reach
+
+    @property
+    def error(self) -> dict[str, float]:
+        """err_k of the model as it is (`own`), on its routes (`routed`), on each head's strongest rule alone (`routed_hard`)
+        and of the circuit whose queries and values are its own (`joint`); `low` and `high`: 95% of routed − own."""
+        names = ("own", "routed", "routed_hard", "low", "high")
+        return {name: getattr(self.faithfulness, name) for name in names} | {"joint": self.queries.joint.error}
+
+    @property
+    def inputs_explained(self) -> float:
+        """Share of the scored inputs to which the model on its routes gives the model's own answer."""
+        return self.faithfulness.same
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """The bars that were not met, in words; none where the program explains the model."""
+        seen, tree = self.faithfulness, self.tree
+        bars = {
+            f"routed − own is {_percent(seen.routed - seen.own)}, above {ROUTED:.0%}": seen.routed - seen.own <= ROUTED,
+            f"the tree errs on {_percent(tree.error)}, above {TREE:.0%}": tree.error <= TREE,
+            f"without the tree the error is {_percent(tree.without)}, below {WITHOUT:.0%}": tree.without >= WITHOUT,
+            f"the joint circuit errs on {_percent(self.error['joint'])}, above {JOINT:.0%}": self.error["joint"] <= JOINT,
+        }
+        return tuple(words for words, met in bars.items() if not met)
+
+    @property
+    def explained(self) -> bool:
+        """Whether the program passes every bar."""
+        return not self.missed
+
+    @property
+    def split(self) -> tuple[tuple[int, int, Route], ...]:
+        """Heads (layer, head, route) that hold two hops at once."""
+        return tuple(unit for unit in self.routing.heads if sum(bool(part.hop) for part in unit[2].parts) > 1)
+
+    @cached_property
+    def circuit(self) -> nx.DiGraph:
+        """Nodes with `layer`, `head`, `at`, `before`, `kind`, `hop`, the `effect` of their removal (None where only queries
+        need them) and `role`: "derivation", "aside" or "query". An edge leads from who writes to who reads, `by` "v" (its
+        value), "q" (its query) or "vq"."""
+        import networkx as nx
+
+        graph = nx.DiGraph(model=self.model, hops=self.hops)
+        effects = {effect.node: effect.effect for effect in (*self.tree.carrying, *self.tree.aside)}
+        carrying = {effect.node for effect in self.tree.carrying}
+        for node in sorted(self.queries.nodes | self.tree.nodes):
+            role = "derivation" if node in carrying else "aside" if node in effects else "query"
+            graph.add_node(node, **node.to_json(), effect=effects.get(node), role=role)
+        for edge in self.queries.edges:
+            for node in (edge.source, edge.target):  # a query tree's node may stand for another part of its head
+                if node not in graph:
+                    graph.add_node(node, **node.to_json(), effect=None, role="query")
+            known = graph.edges.get((edge.source, edge.target), {}).get("by", "")
+            graph.add_edge(edge.source, edge.target, by="".join(sorted({*known, edge.by}, reverse=True)))
+        return graph
+
+    # -- runs ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def run(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position d_vocab"]:
+        """Logits of the model on its routes: every pattern of every head by rule.
+
+        Raises:
+            HopInterpError: tokens that ask for another k, or no model to run.
+        """
+        return run_routed(self._network, batch_of(self.routing, tokens.cpu()), self.routing)
+
+    def hooks(self, tokens: Int[Tensor, "batch position"] | None = None) -> list[tuple[str, HookFunction]]:
+        """The routing as TransformerLens's forward hooks, (name, f), for experiments of one's own:
+        `model.run_with_hooks(tokens, fwd_hooks=found.hooks())`, on a HookedTransformer or a FusedTransformer.
+
+        Args:
+            tokens: of the runs to come; by default each run's are read from its embeddings.
+
+        Raises:
+            HopInterpError: tokens that ask for another k, or no model whose embeddings are known.
+        """
+        return routing_hooks(self._network, self.routing, tokens)
+
+    @torch.no_grad()
+    def why(self, batch: Batch, index: int = 0, position: int = -1) -> str:
+        """Why this answer at i: the chain of one input with the heads that carry the answer along each derivation.
+
+        Args:
+            index: which sequence of the batch.
+            position: i; the last by default.
+
+        Raises:
+            HopInterpError: no such input, one that asks for another k or whose answer is no letter, or no model to run.
+        """
+        position = position % batch.tokens.shape[1] if position < 0 else position
+        return why(self._network, self.routing, self.tree, batch, index, position)
+
+    @property
+    def _network(self) -> FusedTransformer:
+        if self.network is None:
+            raise HopInterpError("this program was loaded without its model: load_decompiled(directory, model)")
+        return self.network
+
+    # -- words --------------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The model's name, or what stands for it."""
+        return self.model or "the model"
+
+    @property
+    def headline(self) -> str:
+        """Derivations and reach in one line."""
+        sums = [summed(jumps) for jumps in self.derivations]
+        shown = " = ".join([str(self.hops), *sums[:_MOST], *["…"][: len(sums) > _MOST]])
+        said = shown if sums else "no derivation was found"
+        layers = range(len(self.reach))
+        most = ", ".join(str(2**layer - 1) for layer in layers)
+        reached = ", ".join(self.reach_words)
+        return f"{self.name}, k = {self.hops}: {said}. Blocks reach {reached} hops (at most 2^ℓ − 1: {most})."
+
+    @property
+    def reach_words(self) -> tuple[str, ...]:
+        """`reach`, with a "?" where only a later jump implies it: no nodes were found that make so many hops known."""
+        marked = zip(self.reach, self.queries.implied, strict=True)
+        return tuple(f"{hops}?" if implied else str(hops) for hops, implied in marked)
+
+    @property
+    def reading(self) -> str:
+        """The headline, how faithful routing, tree and joint circuit are, and the answer."""
+        error, tree = self.error, self.tree
+        shuffled = self.controls.means()["shuffled"]
+        count = len(tree.nodes)
+        nodes = f"{_NUMBERS[count] if count < len(_NUMBERS) else count} node{'s' if count != 1 else ''}"
+        lines = [
+            self.headline,
+            f"Routing replaced by this program: {_percent(error['routed'])} wrong (own {_percent(error['own'])}; program "
+            f"shuffled {shuffled:.0%}). {nodes} kept, all else from other sequences: {_percent(tree.error)} "
+            f"({100 * tree.low:.1f} to {100 * tree.high:.1f}).",
+            f"The circuit with queries of its own, all else from other sequences: {_percent(error['joint'])} wrong. "
+            f"Without the nodes kept: {tree.without:.0%}.",
+            *self._aside(),
+            self._answer(),
+        ]
+        return "\n".join(lines)
+
+    def _aside(self) -> Iterator[str]:
+        if self.tree.aside:
+            yield f"{len(self.tree.aside)} of the nodes lie on no derivation: they tell what the answer is not."
+        if any(self.queries.implied):
+            yield "?: a later jump needs so many hops, but no nodes were found that bring them to its query."
+        if self.split:
+            heads = ", ".join(f"{layer}.{head} ({route})" for layer, head, route in self.split)
+            yield f"Heads that hold two hops at once: {heads}."
+
+    def _answer(self) -> str:
+        share = f"the routed model answers as the model does on {self.inputs_explained:.1%} of inputs"
+        if self.explained:
+            return f"Explained: {share}."
+        return f"Not explained: {'; '.join(self.missed)}; {share}."
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["", *(f"head {head}" for head in range(max(map(len, self.routes))))]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Where each head looks, a row a block, the last on top; with * the heads of the tree."""
+        kept = {(node.layer, node.head) for node in self.tree.nodes}
+        return [
+            (
+                f"block {layer}",
+                tuple(f"{route}{' *' if (layer, head) in kept else ''}" for head, route in enumerate(self.routes[layer])),
+            )
+            for layer in reversed(range(len(self.routes)))
+        ]
+
+    def __str__(self) -> str:
+        return f"{plain(self.columns, self.rows)}\n* carries the answer\n\n{self.reading}"
+
+    def __repr__(self) -> str:
+        return f"<Decompiled: {self.headline}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.columns, self.rows, self.reading)
+
+    def to_json(self) -> dict[str, Any]:
+        """All that was found, as JSON's own types."""
+        tree = self.tree
+        return {
+            "model": self.model,
+            "hops": self.hops,
+            "error": self.error,
+            "controls": self.controls.means(),
+            "routes": [
+                [
+                    {"head": head, "kind": part.kind, "hop": part.hop, "share": part.share}
+                    for head, route in enumerate(block)
+                    for part in route.parts
+                ]
+                for block in self.routes
+            ],
+            "tree": {
+                "nodes": [_node(node) for node in sorted(tree.nodes, reverse=True)],
+                "stray": [_node(effect.node) | {"effect": effect.effect} for effect in tree.stray],
+                "error": tree.error,
+                "low": tree.low,
+                "high": tree.high,
+                "without": tree.without,
+            },
+            "queries": [
+                {
+                    "layer": query.node.layer,
+                    "head": query.node.head,
+                    "at": query.node.place.at,
+                    "reads": query.reading.reads,
+                    "iia": query.reading.best,
+                    "nodes": [_node(node) for node in sorted(query.nodes, reverse=True)],
+                }
+                for query in self.queries.queries
+            ],
+            "derivations": [list(jumps) for jumps in self.derivations],
+            "reach": list(self.reach),
+            "explained": self.explained,
+            "inputs_explained": self.inputs_explained,
+        }
+
+    def save(self, directory: str | Path) -> None:
+        """Write a directory, whole or not at all: what was found as JSON, and the heads' mean patterns. The model itself is
+        not written.
+
+        Raises:
+            HopInterpError: it exists, or cannot be written.
+        """
+        _write(Path(directory), {self.hops: self}, {"one": self.hops})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Decompilation:
+    """The programs of one model at several k.
+
+    Attributes:
+        model: its name.
+        by_hops: what was found at each k that the model does not fail at.
+        unsolved: err_k of each k that it fails at, which no program is sought for.
+    """
+
+    model: str
+    by_hops: Mapping[int, Decompiled]
+    unsolved: Mapping[int, float]
+
+    def __getitem__(self, hops: int) -> Decompiled:
+        if hops in self.by_hops:
+            return self.by_hops[hops]
+        raise HopInterpError(unsolved(self.name, hops, self.unsolved[hops]) if hops in self.unsolved else f"k is not {hops}")
+
+    @property
+    def name(self) -> str:
+        """The model's name, or what stands for it."""
+        return self.model or "the model"
+
+    @property
+    def hops(self) -> list[int]:
+        """Every k that was asked for."""
+        return sorted({*self.by_hops, *self.unsolved})
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["k", "own %", "routed %", "tree %", "nodes", "joint %", "explained", "reach", "derivations"]
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row a k; one that the model fails at says so."""
+        return [(str(k), self._cells(k)) for k in self.hops]
+
+    def _cells(self, k: int) -> tuple[str, ...]:
+        if k in self.unsolved:
+            return (f"{100 * self.unsolved[k]:.1f}", *["–"] * 4, "unsolved", "–", "–")
+        one = self.by_hops[k]
+        errors = [
+            f"{100 * value:.1f}" for value in (one.error["own"], one.error["routed"], one.tree.error, one.error["joint"])
+        ]
+        sums = [summed(jumps) for jumps in one.derivations]
+        shown = " = ".join([*sums[:_MOST], *["…"][: len(sums) > _MOST]])
+        said = "yes" if one.explained else f"no ({one.inputs_explained:.1%})"
+        return (*errors[:3], str(len(one.tree.nodes)), errors[3], said, " ".join(one.reach_words), shown)
+
+    @property
+    def reading(self) -> str:
+        """Which k are explained, why the others are not, and which the model does not solve."""
+        lines = [f"k = {k}: not explained: {'; '.join(one.missed)}." for k, one in self.by_hops.items() if not one.explained]
+        explained = [str(k) for k, one in self.by_hops.items() if one.explained]
+        said = f"{len(explained)} of {len(self.by_hops)} solved k explained"
+        lines += [f"{self.name}: {said}{': k = ' if explained else ''}{', '.join(explained)}."]
+        if self.unsolved:
+            lines[-1] += f" Not solved: k = {', '.join(map(str, self.unsolved))}."
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{plain(self.columns, self.rows)}\n\n{self.reading}"
+
+    def __repr__(self) -> str:
+        return f"<Decompilation: {self.reading.splitlines()[-1]}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.columns, self.rows, self.reading)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found at every k; of one that the model fails at its own error, and null or nothing for all else."""
+        found = {k: one.to_json() for k, one in self.by_hops.items()}
+        found |= {k: _nothing(self.model, k, own) for k, own in self.unsolved.items()}
+        return {"model": self.model, "by_hops": {str(k): found[k] for k in self.hops}}
+
+    def save(self, directory: str | Path) -> None:
+        """As `Decompiled.save`, all k in one directory.
+
+        Raises:
+            HopInterpError: it exists, or cannot be written.
+        """
+        _write(Path(directory), self.by_hops, {"model": self.model, "unsolved": packed(self.unsolved)})
+
+
+def unsolved(name: str, hops: int, error: float) -> str:
+    """Why no program is sought at a k."""
+    return (
+        f"{name} does not solve k = {hops}: its error is {_percent(error)}, clearly above {FAILED:.0%}; there is no program"
+    )
+
+
+def _nothing(model: str, hops: int, own: float) -> dict[str, Any]:
+    """The JSON result of a k that a model fails at."""
+    errors = dict.fromkeys(("routed", "routed_hard", "joint", "low", "high"))
+    controls = dict.fromkeys(("shuffled", "shuffled_within_block", "one_hop_off", "content_free", "untrained"))
+    tree: dict[str, Any] = {"nodes": [], "stray": [], **dict.fromkeys(("error", "low", "high", "without"))}
+    lists: dict[str, Any] = {name: [] for name in ("routes", "queries", "derivations", "reach")}
+    found = {"model": model, "hops": hops, "error": {"own": own, **errors}, "controls": controls, "tree": tree, **lists}
+    return found | {"explained": False, "inputs_explained": None}
+
+
+def _node(node: Node) -> dict[str, Any]:
+    return {name: value for name, value in node.to_json().items() if name != "kind"}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+_RECORDS = {"faithfulness": Faithfulness, "controls": Controls, "tree": ValueTree, "queries": Queries}
+
+
+def _write(target: Path, found: Mapping[int, Decompiled], more: Mapping[str, Any]) -> None:
+    if target.exists():
+        raise HopInterpError(f"{target} exists; what was found is saved to a directory of its own")
+    records = {str(k): _record(one) for k, one in found.items()}
+    text = json.dumps({"format": _FORMAT, **more, "by_hops": records}, indent=1, allow_nan=False)
+    tensors = {
+        f"{k}.{name}": getattr(one.routing, name).contiguous() for k, one in found.items() for name in ("mean", "null_mean")
+    }
+    write_directory(target, {_FOUND: text.encode() + b"\n", _TENSORS: safetensors.torch.save(tensors)})
+
+
+def _record(one: Decompiled) -> dict[str, Any]:
+    plainly = {"model": one.model, "hops": one.hops, "version": one.version, "settings": dict(one.settings)}
+    records = {name: packed(getattr(one, name)) for name in _RECORDS}
+    return {**plainly, "task": asdict(one.task), "routes": packed(one.routes), **records}
+
+
+def load_decompiled(directory: str | Path, model: ModelLike | None = None) -> Decompiled | Decompilation:
+    """What `save` wrote.
+
+    Args:
+        model: the model that it was found in, so that it can be run again.
+
+    Raises:
+        HopInterpError: no such directory, or one that holds nothing of the kind.
+    """
+    source = Path(directory)
+    network = None if model is None else Subject.of(model).weights_for("a program's run").to("cpu")
+    try:
+        given = json.loads((source / _FOUND).read_text(encoding="utf-8"))
+        tensors = safetensors.torch.load((source / _TENSORS).read_bytes())
+        if given["format"] != _FORMAT:
+            raise HopInterpError(f"{source}: what was found was saved by another version")
+        found = {int(k): _read(one, int(k), tensors, network) for k, one in given["by_hops"].items()}
+        if "one" in given:
+            return found[given["one"]]
+        return Decompilation(model=given["model"], by_hops=found, unsolved=unpacked(dict[int, float], given["unsolved"]))
+    except OSError as error:
+        raise HopInterpError(f"{source} holds no decompiled model ({error.strerror or error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise HopInterpError(f"{source} holds no decompiled model ({type(error).__name__}: {error})") from None
+
+
+def _read(given: dict[str, Any], hops: int, tensors: Mapping[str, Tensor], network: FusedTransformer | None) -> Decompiled:
+    task = HopTask(**given["task"])
+    routes = unpacked(tuple[tuple[Route, ...], ...], given["routes"])
+    return Decompiled(
+        model=given["model"],
+        hops=hops,
+        version=given["version"],
+        settings=given["settings"],
+        routing=Routing(task, hops, routes, tensors[f"{hops}.mean"], tensors[f"{hops}.null_mean"]),
+        network=network,
+        **{name: unpacked(kind, given[name]) for name, kind in _RECORDS.items()},
+    )

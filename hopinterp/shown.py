@@ -1,0 +1,30 @@
+"""A table and its reading, in characters and as HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+Row = tuple[str, tuple[str, ...]]
+"""A row of a table: its label, and a cell a column."""
+
+
+def plain(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    """A table in characters, its first column on the left and all others on the right."""
+    lines = [tuple(columns), *((label, *cells) for label, cells in rows)]
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    padded = ([label.ljust(first), *map(str.rjust, cells, others)] for label, *cells in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def as_html(columns: Sequence[str], rows: Sequence[Row], reading: str) -> str:
+    """A table and its reading as HTML, the last line, the answer, on top."""
+    *lines, answer = map(html.escape, reading.splitlines())
+
+    def row(cells: Iterable[str], tag: str) -> str:
+        first, *others = map(html.escape, cells)
+        return f"<tr><th style='text-align: left'>{first}</th>{''.join(f'<{tag}>{cell}</{tag}>' for cell in others)}</tr>"
+
+    body = "".join(row((label, *cells), "td") for label, cells in rows)
+    table = f"<table><thead>{row(columns, 'th')}</thead><tbody>{body}</tbody></table>"
+    return f"<div><p><strong>{answer}</strong></p>{table}<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul></div>"
