@@ -106,13 +106,20 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
 
 @torch.no_grad()
 def measure_controls(
-    model: FusedTransformer, routing: Routing, *, sequences: int = 40, draws: int = DRAWS, seed: int = 0
+    model: FusedTransformer,
+    routing: Routing,
+    *,
+    sequences: int = 40,
+    draws: int = DRAWS,
+    seed: int = 0,
+    untrained: tuple[float, ...] | None = None,
 ) -> Controls:
     """Run the model on routes that are not its own.
 
     Args:
         sequences: of each draw; half as many for each head that is moved.
         draws: of each control that is drawn.
+        untrained: that control as measured at another k, to be reported instead of measured anew.
 
     Raises:
         HopInterpError: no scored position among the sequences.
@@ -121,6 +128,8 @@ def measure_controls(
     half = _first(batch, max(sequences // 2, 1))
     generator = torch.Generator().manual_seed(seed)
     moved = [(layer, head) for layer, head, route in routing.heads if any(part.hop for part in route.parts)]
+    if untrained is None:
+        untrained = tuple(_untrained(model, routing, half, seed + draw) for draw in range(draws))
     signs = (torch.randint(2, (len(moved),), generator=generator) * 2 - 1).tolist()
     return Controls(
         shuffled=tuple(_rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, False)),
@@ -132,7 +141,7 @@ def measure_controls(
             for (layer, head), by in zip(moved, signs, strict=True)
         ),
         content_free=(_rate(run_routed(model, batch, routing.content_free), batch),),
-        untrained=tuple(_untrained(model, routing, half, seed + draw) for draw in range(draws)),
+        untrained=untrained,
         heads_moved=tuple(moved),
     )
 

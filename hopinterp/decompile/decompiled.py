@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, overload
+from typing import overload
 
 from hopinterp.decompile.controls import measure_controls, measure_faithfulness
 from hopinterp.decompile.derivations import find_tree
@@ -20,6 +21,8 @@ from hopinterp.task import HopTask
 
 SHARES = {"routes": 0.3, "faithfulness": 1.0, "controls": 0.12, "tree": 0.5, "queries": 0.5}
 """Of `sequences`, how many each stage draws; every stage draws others. Of the controls each draw has so many."""
+OF_SEVERAL = SHARES | {"faithfulness": 0.5, "controls": 0.1}
+"""The same where several k are asked for. There the untrained control is measured once, at the first k."""
 DRAWS, ORDERS = 3, 3
 """Of each control that is drawn; and of pruning the tree."""
 STAGES = ("does it solve k", "routes", "the model on its routes", "controls", "values", "queries")
@@ -78,12 +81,14 @@ def decompile(
     failed = {int(k): float(own.error.sel(hops=k)) for k in own.hops.values if bool(own.failed.sel(hops=k))}
     if single and failed:
         raise HopInterpError(unsolved(subject.name or "the model", ks[0], failed[ks[0]]))
-    found = {}
+    work = _Work(network, task, SHARES if single else OF_SEVERAL, sequences, seed, done)
+    found: dict[int, Decompiled] = {}
     for k in ks:
         if k in failed:
             done(len(STAGES), f"k = {k} is not solved")
-        else:
-            found[k] = _decompile_one(network, subject.name, task, k, sequences, seed, done)
+            continue
+        first = next(iter(found.values()), None)
+        found[k] = work.at(k, subject.name, first.controls.untrained if first else None)
     return found[ks[0]] if single else Decompilation(model=subject.name, by_hops=found, unsolved=failed)
 
 
@@ -115,35 +120,45 @@ class _Steps:
             self.report(Progress(what, self.done, self.total))
 
 
-def _decompile_one(
-    network: FusedTransformer, name: str, task: HopTask, k: int, sequences: int, seed: int, done: Callable[[int, str], None]
-) -> Decompiled:
-    count = {stage: max(round(share * sequences), LEAST) for stage, share in SHARES.items()}
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What all k have in common."""
 
-    def finished(stage: int) -> None:
-        done(1, f"k = {k}: {STAGES[min(stage + 1, len(STAGES) - 1)]}")
+    network: FusedTransformer
+    task: HopTask
+    shares: Mapping[str, float]
+    sequences: int
+    seed: int
+    done: Callable[[int, str], None]
 
-    finished(0)
-    routing = fit_routes(network, task, k, sequences=count["routes"], seed=seed)
-    finished(1)
-    faithfulness = measure_faithfulness(network, routing, sequences=count["faithfulness"], seed=seed)
-    finished(2)
-    controls = measure_controls(network, routing, sequences=count["controls"], draws=DRAWS, seed=seed)
-    finished(3)
-    tree = find_tree(network, routing, sequences=count["tree"], orders=ORDERS, seed=seed)
-    finished(4)
-    queries = find_queries(network, routing, tree.nodes, sequences=count["queries"], seed=seed)
-    finished(5)
-    settings: dict[str, Any] = {"seed": seed, "draws": DRAWS, "orders": ORDERS, "sequences": count}
-    return Decompiled(
-        model=name,
-        hops=k,
-        version=metadata.version("hopinterp"),
-        settings=settings,
-        routing=routing,
-        faithfulness=faithfulness,
-        controls=controls,
-        tree=tree,
-        queries=queries,
-        network=network,
-    )
+    def at(self, k: int, name: str, untrained: tuple[float, ...] | None) -> Decompiled:
+        """Every stage at one k."""
+        network, seed = self.network, self.seed
+        count = {stage: max(round(share * self.sequences), LEAST) for stage, share in self.shares.items()}
+        self._finished(k, 0)
+        routing = fit_routes(network, self.task, k, sequences=count["routes"], seed=seed)
+        self._finished(k, 1)
+        faithfulness = measure_faithfulness(network, routing, sequences=count["faithfulness"], seed=seed)
+        self._finished(k, 2)
+        settings = {"sequences": count["controls"], "draws": DRAWS, "seed": seed}
+        controls = measure_controls(network, routing, untrained=untrained, **settings)
+        self._finished(k, 3)
+        tree = find_tree(network, routing, sequences=count["tree"], orders=ORDERS, seed=seed)
+        self._finished(k, 4)
+        queries = find_queries(network, routing, tree.nodes, sequences=count["queries"], seed=seed)
+        self._finished(k, 5)
+        return Decompiled(
+            model=name,
+            hops=k,
+            version=metadata.version("hopinterp"),
+            settings={"seed": seed, "draws": DRAWS, "orders": ORDERS, "sequences": count},
+            routing=routing,
+            faithfulness=faithfulness,
+            controls=controls,
+            tree=tree,
+            queries=queries,
+            network=network,
+        )
+
+    def _finished(self, k: int, stage: int) -> None:
+        self.done(1, f"k = {k}: {STAGES[min(stage + 1, len(STAGES) - 1)]}")

@@ -55,7 +55,7 @@ def routing_hooks(
     """
     blocks = range(len(routing.routes))
     if tokens is not None:
-        reading = _Reading(routing, torch.empty(0), torch.empty(0), batch_of(routing, tokens.cpu()))
+        reading = _Reading(routing, None, None, batch_of(routing, tokens.cpu()))
         return [(pattern(layer), partial(reading.pattern, layer)) for layer in blocks]
     embedding = model.parameters["embed.W_E"].detach()
     first, letters = routing.task.first_letter, routing.task.alphabet_size
@@ -65,16 +65,22 @@ def routing_hooks(
 
 @dataclass(eq=False)
 class _Reading:
-    """What hooks of one run tell each other: the letters, as seen at the embedding."""
+    """What hooks of one run tell each other: the letters, as seen at the embedding.
+
+    Attributes:
+        letters, hop: embeddings of the letters and of k; None where the batch is known.
+    """
 
     routing: Routing
-    letters: Float[Tensor, "letter d_model"]
-    hop: Float[Tensor, " d_model"]
+    letters: Float[Tensor, "letter d_model"] | None
+    hop: Float[Tensor, " d_model"] | None
     batch: Batch | None = field(default=None)
 
     def read(self, embedded: Float[Tensor, "batch position d_model"], hook: Any) -> None:
         """Tell the letters by the nearest embedding."""
         del hook
+        assert self.letters is not None
+        assert self.hop is not None
         seen = _centred(embedded.detach().to(self.letters))
         apart = (seen[:, 1:, None] - self.letters).norm(dim=-1)
         least, letters = apart.min(-1)

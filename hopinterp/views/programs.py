@@ -264,7 +264,7 @@ def hop_table(found: Decompilation, title: str = "") -> Figure:
     last = max(part.hop or 0 for one in found.by_hops.values() for _, _, route in one.routing.heads for part in route.parts)
     colours, norm = hop_colours(max(last, 1))
     with style():
-        drawn = Figure(figsize=(2.6 + 0.34 * len(ks), 2.1 + 0.22 * len(units)))
+        drawn = Figure(figsize=(max(2.6 + 0.34 * len(ks), 6.0), 2.3 + 0.22 * len(units)))
         above, axes = drawn.subplots(2, 1, sharex=True, height_ratios=[0.9, 0.22 * len(units)])
         for column, k in enumerate(ks):
             one = found.by_hops[k]
@@ -273,7 +273,7 @@ def hop_table(found: Decompilation, title: str = "") -> Figure:
                 _cell(axes, (column, row), one.routes[layer][head], (layer, head) in kept, colours, norm)
         _frame(axes, ks, units)
         _errors(above, found, ks)
-        above.set_title(title or f"{found.name}: the hop j that each head looks back")
+        above.set_title(title or f"{found.name}: the hop j that each head looks back", pad=17)
         hop_bar(drawn, [axes], colours, norm, "hop j")
         drawn.supxlabel(_WORDS, fontsize=7)
         return drawn
@@ -298,13 +298,13 @@ def _cell(
         axes.text(left + width / 2, row, words, ha="center", va="center_baseline", fontsize=size, color=ink)
         left += width
     if kept:
-        axes.add_patch(Rectangle((column - 0.45, row - 0.45), 0.9, 0.9, fc="none", ec="black", lw=1.3, zorder=4))
+        axes.add_patch(Rectangle((column - 0.46, row - 0.4), 0.92, 0.8, fc="none", ec="black", lw=1.3, zorder=4))
 
 
 def _frame(axes: Axes, ks: list[int], units: list[tuple[int, int]]) -> None:
     for row, (layer, head) in enumerate(units):
         if row and layer != units[row - 1][0]:
-            axes.axhline(row - 0.5, color="white", lw=2.5, zorder=5)
+            axes.axhline(row - 0.5, color="white", lw=2.5, zorder=3)
         del head
     for column in range(1, len(ks)):
         axes.axvline(column - 0.5, color="white", lw=0.8, zorder=3)
@@ -325,4 +325,4 @@ def _errors(axes: Axes, found: Decompilation, ks: list[int]) -> None:
     axes.plot(own, "_", color="black", ms=7, label="the model itself")
     axes.set(ylim=(-8, 108), yticks=[0, 50, 100], ylabel="error (%)")
     axes.tick_params(axis="x", length=0, labelbottom=False)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=3, fontsize=7, handletextpad=0.1, columnspacing=0.9)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.95), ncols=3, fontsize=7.5, handletextpad=0.1, columnspacing=0.9)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hopinterp.decompile import decompiled
 from hopinterp.decompile.records import load_decompiled
 
 
@@ -49,7 +50,7 @@ def test_a_directory_that_exists_is_refused_before_the_work(refused, doubling, m
     def worked(*_, **__):
         raise AssertionError("it worked first")
 
-    monkeypatch.setattr("hopinterp.decompile.decompiled.decompile", worked)
+    monkeypatch.setattr(decompiled, "decompile", worked)
     assert "exists; give another --out" in refused("decompile", doubling, "--hops", 4, "--out", doubling)
 
 
@@ -57,7 +58,7 @@ def test_an_interruption_leaves_nothing(run, doubling, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hopinterp.decompile.decompiled.decompile", interrupted)
+    monkeypatch.setattr(decompiled, "decompile", interrupted)
     status, out, err = run("decompile", doubling, "--hops", 4, "--out", tmp_path / "p")
     assert (status, out, err) == (130, "", "hopinterp: interrupted\n")
     assert not (tmp_path / "p").exists()

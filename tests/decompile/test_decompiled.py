@@ -212,6 +212,14 @@ def test_several_come_back_as_they_were_saved(several, tmp_path):
     assert str(again) == str(found)
 
 
+def test_several_k_share_the_untrained_control():
+    made = Construction.of(TASK, None, "successor").fused
+    found = decompile(made, TASK, range(2, 4), sequences=20)
+    assert [found[k].derivations for k in (2, 3)] == [((2,),), ((2, 1),)]
+    assert found[2].controls.untrained == found[3].controls.untrained
+    assert found.reading.endswith("2 of 2 solved k explained: k = 2, 3.")
+
+
 def test_an_untrained_model_has_no_program(small_model, small_task):
     found = decompile(small_model, small_task, None, sequences=20)
     assert (found.by_hops, list(found.unsolved)) == ({}, [1, 2, 3, 4])
