@@ -67,10 +67,10 @@ class Interventions:
     Attributes:
         exchanges: of single nodes on ways to the answer, of whole ways, of cuts, then of kept nodes that lie on no way.
         ways: paths of nodes that bring the answer's letter.
-        weights: of each way, fitted on other sequences; 1 less their sum is that of all else that is live, which is the base's.
+        weights: of each way, fitted on other sequences; 1 less their sum is that of all else that is live: the base's.
         agreement: where all ways pass through what was exchanged the program's answer is the source's: how often it is.
-        elsewhere: the same where the source is at any position, not the base's own: what the heads of some models bring tells
-            of its position too, which the program knows nothing of.
+        elsewhere: the same where the source is at any position, not the base's own: what the heads of some models bring
+            tells of its position too, which the program knows nothing of.
         vote: where only some do: how often the answer is the letter that most ways bring (a half where they are even).
         weighted: the same with weights, fitted without the exchanges that move the same ways as the one that is foretold.
         single: there: the better of always the base's letter and always the source's.
@@ -164,9 +164,7 @@ class _Pair:
     source_state: State
 
     @classmethod
-    def draw(
-        cls, model: FusedTransformer, routing: Routing, sequences: int, seed: int, *, anywhere: bool = False
-    ) -> _Pair:
+    def draw(cls, model: FusedTransformer, routing: Routing, sequences: int, seed: int, *, anywhere: bool = False) -> _Pair:
         rows = Rows.draw(routing.task, routing.hops, sequences, positions=4, partners=1, seed=seed)
         b, i, s, j = rows.sequence, rows.position, rows.partner, rows.partner_position
         if not anywhere:
@@ -213,9 +211,7 @@ def _same_position(rows: Rows, generator: torch.Generator) -> Int[Tensor, " row"
     return torch.rand(usable.shape, generator=generator).masked_fill(~usable, -1).argmax(1)
 
 
-def _fit(
-    moved: Float[Tensor, "exchange way"], said: Int[Tensor, "exchange row"]
-) -> Float[Tensor, "fit way"]:
+def _fit(moved: Float[Tensor, "exchange way"], said: Int[Tensor, "exchange row"]) -> Float[Tensor, "fit way"]:
     """Weights of the ways by logistic regression of the answer on which were moved: one fit for each exchange, without those
     that move the same ways, and a last one on all. They are at least 0; what they lack of 1 is the weight of all else."""
     alike = (moved[:, None] == moved).all(-1)
@@ -231,7 +227,7 @@ def _fit(
             log = torch.nn.functional.logsigmoid
             loss = -(used * (counts[:, 0] * log(score) + counts[:, 1] * log(-score))).sum() / counts.sum()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     return free.detach().softmax(1)[:, :-1]
 

@@ -292,8 +292,8 @@ def _embed(parameters: dict[str, Tensor], program: Program, geometry: Geometry, 
             embedding[: task.first_letter, subspaces[one.name]] = torch.tensor(one.asked, dtype=torch.float64)[:, None]
     positions[:, subspaces[PLACE.name]] = geometry.places
     positions[:, subspaces[INDEX.name]] = torch.arange(task.n_positions, dtype=torch.float64)[:, None]
-    for field in program.votes:
-        parameters["unembed.W_U"][subspaces[field.name], letters] = LOGIT * eye
+    for vote in program.votes:
+        parameters["unembed.W_U"][subspaces[vote.name], letters] = LOGIT * eye
     for flag in program.abstains:
         parameters["unembed.W_U"][subspaces[flag.name], letters] = LOGIT
     parameters["unembed.b_U"][task.null] = LOGIT * (program.quorum - 0.5)
