@@ -73,6 +73,56 @@ def test_training_distribution():
     assert torch.allclose(batch.hops.bincount(minlength=17) / 4000, torch.tensor(1 / 17), atol=0.02)
 
 
+def no_repeats_by_definition(letters: list[int], i: int, k: int) -> bool:
+    chain = chain_by_definition(letters, i, k)
+    named = [letters[j - 1] for j in chain]
+    return chain[k] > 0 and all(named[j] != named[j + 2] for j in range(k - 1))
+
+
+def test_chains_without_a_repeat_are_the_definition_s():
+    task = HopTask(30, 4, 5)
+    for k in range(6):
+        for batch in (task.sample(4, hops=k, seed=k), task.sample(4, hops=k, seed=k, distinct=True)):
+            for row in range(4):
+                wanted = [no_repeats_by_definition(batch.letters[row].tolist(), i, k) for i in range(1, 31)]
+                assert batch.no_repeats[row].tolist() == [False, *wanted]
+    assert HopTask(5, 3, 0).sample(2, hops=0, seed=0).no_repeats[:, 1:].all()
+
+
+@pytest.mark.parametrize("alphabet_size", [3, 4])
+def test_distinct_sequences_are_the_training_ones_that_have_such_a_position(alphabet_size):
+    """Against rejection: plain sequences, each counted once for every such position."""
+    task = HopTask(12, alphabet_size, 3)
+    plain, drawn = task.sample(60_000, hops=3, seed=0), task.sample(12_000, hops=3, seed=1, distinct=True)
+    asked = drawn.no_repeats.double()
+    assert (asked.sum(1) >= 1).all()
+    weights = (plain.no_repeats.double(), asked / asked.sum(1, keepdim=True))
+    own = torch.arange(task.n_positions)
+
+    def seen(batch, weight):
+        total = weight.sum()
+        where = weight.sum(0) / total
+        span = ((own - batch.find[:, 3]) * weight).sum() / total
+        after = ((batch.letters[:, -1] == batch.letters[:, -3]) * weight.sum(1)).sum() / total
+        return torch.cat([where, span[None] / 10, after[None]])
+
+    by_rejection, direct = (seen(batch, weight) for batch, weight in zip((plain, drawn), weights, strict=True))
+    assert torch.allclose(by_rejection, direct, atol=0.02)
+
+
+def test_sixteen_hops_without_a_repeat_are_found(task):
+    hops = torch.tensor([16, 2, 9])
+    batch = task.sample(3, hops=hops, seed=0, distinct=True)
+    assert batch.hops.tolist() == hops.tolist()
+    assert batch.no_repeats.any(1).all()
+    assert (batch.letters[:, 1:] != batch.letters[:, :-1]).all()
+    assert torch.equal(batch.tokens, task.sample(3, hops=hops, seed=0, distinct=True).tokens)
+    for impossible in (HopTask(98, 2, 4), HopTask(8, 4, 4)):
+        assert impossible.sample(3, hops=1, seed=0, distinct=True).no_repeats.any(1).all()
+        with pytest.raises(HopInterpError, match="no chain of 4 hops"):
+            impossible.sample(3, hops=4, seed=0, distinct=True)
+
+
 def test_one_seed_one_batch_and_the_same_letters_for_every_k(task):
     first, again = task.sample(5, seed=1), task.sample(5, seed=1)
     assert torch.equal(first.tokens, again.tokens)

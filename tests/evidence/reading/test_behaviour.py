@@ -72,6 +72,57 @@ def test_capacity_is_the_last_k_before_the_first_that_is_not_solved(small_model,
     assert capacity(found.sel(hops=[1, 3])) is None
 
 
+class OnceBack(torch.nn.Module):
+    """Knows hop k, but where the letter of hop k − 2 is the answer's it says that there is none."""
+
+    def __init__(self, task):
+        super().__init__()
+        self.task = task
+
+    def __call__(self, tokens):
+        batch = self.task.from_letters(tokens[:, 1:] - self.task.first_letter, tokens[:, 0])
+        k = int(tokens[0, 0])
+        repeats = batch.hop_letters[:, k] == batch.hop_letters[:, k - 2]
+        said = torch.where(repeats, self.task.null, batch.labels)
+        return torch.nn.functional.one_hot(said, 30).float()
+
+
+def test_chains_without_a_repeat_are_measured_apart(task):
+    found = hi.evaluate(OnceBack(task), task, hops=[2, 5, 16], sequences=10, distinct=400)
+    assert found.error.values == pytest.approx(0.5, abs=0.1)
+    assert (found.distinct_error == 0).all()
+    assert found.distinct_solved.all()
+    assert not found.solved.any()
+    assert (found.distinct_positions >= 400).all()
+    every = hi.evaluate(Rigged(task, 99), task, hops=[5], sequences=10, distinct=40)
+    assert float(every.distinct_error[0]) == 1
+    assert every.attrs["distinct"] == 40
+
+
+def test_the_split_leaves_all_other_numbers_alone(small_model, small_task):
+    settings = {"sequences": 4, "dropout": 0.1}
+    whole, without = (hi.evaluate(small_model, small_task, distinct=d, **settings) for d in (16, 0))
+    assert "distinct_error" not in without
+    for name in without.data_vars:
+        assert whole[name].equals(without[name])
+
+
+def test_where_there_is_no_such_chain_nothing_is_said():
+    two = hi.HopTask(20, 2, 3)
+    found = hi.evaluate(Rigged(two, 0), two, hops=[1, 3], sequences=10, distinct=40)
+    assert found.distinct_positions.values[0] > 0
+    assert found.distinct_positions.values[1] == 0
+    assert found.distinct_error.isnull().values.tolist() == [False, True]
+    assert not found.distinct_solved.values[1]
+
+
+def test_capacity_has_a_worst_case(small_model, small_task):
+    found = hi.evaluate(small_model, small_task, sequences=4)
+    worse = found.assign(solved=("hops", [True] * 4), distinct_solved=("hops", [True, True, False, True]))
+    assert (capacity(worse), capacity(worse, distinct=True)) == (4, 2)
+    assert capacity(hi.evaluate(small_model, small_task, sequences=4), distinct=True) is None
+
+
 def test_a_card_s_table_says_solved_as_the_dataset_does(task):
     found = hi.evaluate(Rigged(task, 0), task, hops=[1, 2, 16], sequences=30)
     table = json.loads(json.dumps(error_table(found)))
