@@ -9,7 +9,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopinterp import HopTask
+from hopinterp import HopInterpError, HopTask
 
 
 def find_by_definition(letters: list[int], i: int) -> int:

@@ -16,7 +16,7 @@ from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, korn_graubard
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
-from hopinterp.task import HopTask, Hops
+from hopinterp.task import Hops, HopTask
 
 SOLVED = 0.01
 """A model solves k where the upper end of err_k's interval is at most this."""
