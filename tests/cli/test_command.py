@@ -112,6 +112,7 @@ def test_help_names_every_command(run, monkeypatch):
         "patch": "Activation patching: where, at each block, the information is",
         "transplant": "Interchange interventions: what each block's output stands for",
         "verify": "The verdict: does the model double its hops",
+        "decompile": "The program that the model runs: where e",
     }
     rows = dict(re.findall(r"^│ (\w+)\s+(.*?)\s*│$", out.partition("Commands")[2], re.MULTILINE))
     assert set(rows) == set(commands)
