@@ -67,10 +67,10 @@ class Interventions:
     Attributes:
         exchanges: of single nodes on ways to the answer, of whole ways, of cuts, then of kept nodes that lie on no way.
         ways: paths of nodes that bring the answer's letter.
-        weights: of each way, fitted on other sequences; 1 less their sum is the weight of all else, which is the base's.
+        weights: of each way, fitted on other sequences; 1 less their sum is that of all else that is live: the base's.
         agreement: where all ways pass through what was exchanged the program's answer is the source's: how often it is.
-        elsewhere: the same where the source is at any position, not the base's own: what heads of some models bring tells
-            of its position too, which the program knows nothing of.
+        elsewhere: the same where the source is at any position, not the base's own: what the heads of some models bring
+            tells of its position too, which the program knows nothing of.
         vote: where only some do: how often the answer is the letter that most ways bring (a half where they are even).
         weighted: the same with weights, fitted without the exchanges that move the same ways as the one that is foretold.
         single: there: the better of always the base's letter and always the source's.

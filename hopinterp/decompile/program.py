@@ -192,12 +192,14 @@ def write_program(
 
 @dataclass(frozen=True)
 class _Slot:
-    """One look of one head: what a program calls a head. `head` is None for one that was added."""
+    """One look of one head: what a program calls a head. `head` is None for one that was added, which then goes `by_place`
+    if the pointer that it brings is one."""
 
     layer: int
     head: int | None
     kind: Literal["hop", "before hop", "self"]
     hop: int = 0
+    by_place: bool = False
 
 
 @dataclass
@@ -253,8 +255,8 @@ class _Writer:
         return found
 
     def _count(self) -> None:
-        """What finding an occurrence by its number takes: in block 0 letters are counted and each position is told the
-        letter before it; block 1 tells it that letter's number."""
+        """What finding an occurrence by its number takes: block 0 counts letters and tells each position the letter before;
+        block 1 tells it that letter's number."""
         looks = self.looks.values()
         if any(isinstance(look, Last) for look in looks):
             self._previous(0, Move(SYMBOL, PREVIOUS_LETTER))
@@ -282,7 +284,7 @@ class _Writer:
             self.looks[slot] = After(letter, count) if slot.kind == "hop" else Before(letter, count)
 
     def _by_place(self, slot: _Slot) -> bool:
-        read = slot.head is not None and self.namings.get((slot.layer, slot.head)) == "lookup"
+        read = slot.by_place or (slot.head is not None and self.namings.get((slot.layer, slot.head)) == "lookup")
         return read and self._plan("place", slot.hop, slot.layer - 1)[0] is not None
 
     def _point(self, naming: Naming, hops: int, by: int, asker: _Slot | None = None) -> tuple[Field, ...]:
@@ -303,7 +305,7 @@ class _Writer:
                 del moved[move]
         sources = self._point(naming, hops - jump, block - 1)
         slot = next((slot for slot in self.slots if slot.layer == block and slot.kind == "hop" and slot.hop == jump), None)
-        slot = slot or _Slot(block, None, "hop", jump)
+        slot = slot or _Slot(block, None, "hop", jump, naming == "place")
         moves = map(Move, sources, fields)
         self.slots.setdefault(slot, {}).update(dict.fromkeys(moves))
         self.held[naming, hops] = block
@@ -312,7 +314,7 @@ class _Writer:
         return fields
 
     def _plan(self, naming: Naming, hops: int, by: int) -> tuple[tuple[int, int] | None, tuple[int, int]]:
-        """The block and the jump by which a pointer is best brought, and what it costs: heads added, fields moved."""
+        """The block and the jump by which a pointer is best brought, and the cost: heads to add, then fields to move."""
         best, least = None, (999, 999)
         if hops > 2 ** max(by, 0) - 1:
             return best, least
@@ -327,7 +329,8 @@ class _Writer:
         there = any(slot.layer == block and slot.kind == "hop" and slot.hop == jump for slot in self.slots)
         parts = [(0, 1) if there else (1, 1)]
         wanted: list[tuple[Naming, int]] = [(naming, hops - jump)]
-        wanted += [] if there else [("occurrence", jump - 1)]
+        if not there and jump > 1:  # a head to be added has to know where to look itself
+            wanted.append((naming, jump if naming == "place" else jump - 1))
         for kind, m in wanted:
             if m and self.held.get((kind, m), block) > block - 1:
                 parts.append(self._plan(kind, m, block - 1)[1])

@@ -1,4 +1,4 @@
-"""How far a model's routes hold on sequences that training never shows, on hard chains, and where the model is wrong."""
+"""A model beside its routed self on sequences that training never shows, on the hardest chains, and where it is wrong."""
 
 from __future__ import annotations
 

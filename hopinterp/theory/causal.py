@@ -33,8 +33,8 @@ Where = Literal["find", "before_find", "previous", "first", "itself", "same_lett
 
 @dataclass(frozen=True)
 class Target:
-    """What a head attends to: find^`hop` or the position before it, the previous token, the first (hop) token, itself, or
-    evenly all positions of the same letter and the first."""
+    """What a head attends to: find^`hop` or the position before it, the previous token, the first (the hop token), itself,
+    or evenly all positions of the same letter and the first."""
 
     where: Where
     hop: int | None = None
