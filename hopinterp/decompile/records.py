@@ -19,6 +19,7 @@ from hopinterp.decompile.derivations import ValueTree
 from hopinterp.decompile.inputs import batch_of, routing_hooks, summed, why
 from hopinterp.decompile.kept import packed, unpacked
 from hopinterp.decompile.nodes import Node
+from hopinterp.decompile.program import FoundProgram, write_program
 from hopinterp.decompile.queries import Queries
 from hopinterp.decompile.routes import Route, Routing, run_routed
 from hopinterp.errors import HopInterpError
@@ -147,6 +148,17 @@ class Decompiled:
             known = graph.edges.get((edge.source, edge.target), {}).get("by", "")
             graph.add_edge(edge.source, edge.target, by="".join(sorted({*known, edge.by}, reverse=True)))
         return graph
+
+    @cached_property
+    def program(self) -> FoundProgram:
+        """The value tree, with what its queries read, as a program that prints, runs on whole numbers and compiles.
+
+        Raises:
+            HopInterpError: no derivation was found, or a head jumps farther than the blocks before it can point.
+        """
+        namings = {(query.node.layer, query.node.head): query.reading.naming for query in self.queries.queries}
+        carrying = (effect.node for effect in self.tree.carrying)
+        return write_program(self.task, self.hops, self.tree.n_layers, carrying, namings)
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 

@@ -250,3 +250,9 @@ def test_two_programs_are_told_apart(found):
     assert "made, k = 4" in str(told)
     same = diff(found, found)
     assert (same.routes, same.derivations[0], same.derivations[2]) == ({}, (), ())
+
+
+def test_its_program_runs_on_whole_numbers(found):
+    batch = TASK.sample(10, hops=K, seed=8)
+    assert found.program.derivations == found.derivations
+    assert torch.equal(found.program.run(batch.tokens)[batch.scored], batch.labels[batch.scored])
