@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, SupportsIndex
 
 import xarray as xr
 
@@ -17,14 +17,14 @@ from hopinterp.judgement.records import Agreement, Capacity, Growth, Survey, Ver
 from hopinterp.judgement.rules import Decision, decide
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
-from hopinterp.task import HopTask
+from hopinterp.task import Hops, HopTask
 from hopinterp.theory.hypotheses import claims, exact, resolved
 
 
 def verify(
     model: ModelLike,
     task: HopTask,
-    hops: int,
+    hops: SupportsIndex,
     *,
     sequences: int = 100,
     seed: int = 0,
@@ -51,7 +51,7 @@ def verify(
 def verify_all(
     model: ModelLike,
     task: HopTask,
-    hops: int | Iterable[int] | None = None,
+    hops: Hops | None = None,
     *,
     sequences: int = 100,
     seed: int = 0,
@@ -112,7 +112,7 @@ def _opened(model: ModelLike, task: HopTask) -> Subject:
     return subject
 
 
-def _checked(task: HopTask, hops: int | Iterable[int]) -> list[int]:
+def _checked(task: HopTask, hops: Hops) -> list[int]:
     ks = task.hop_counts(hops)
     if min(ks) < 1:
         raise HopInterpError("hops is 0: hop_0 is the input itself, about which there is nothing to verify")
@@ -129,7 +129,7 @@ def _shifted(report: Report, k: int, start: int, total: int) -> Report:
     return lambda now: report(Progress(f"k = {k}: {now.what}", start + now.done, total, now.details))
 
 
-def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any] | None = None) -> Verdict:
+def judge(found: Mapping[str, xr.Dataset], hops: SupportsIndex, settings: Mapping[str, Any] | None = None) -> Verdict:
     """The verdict that evidence already gathered allows, by the bars that it was gathered with.
 
     Args:
@@ -144,13 +144,13 @@ def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any
         raise HopInterpError(f"a verdict needs evidence of every kind; {', '.join(missing)} is missing")
     behaviour = found["behaviour"]
     task = HopTask(*(int(behaviour.attrs[name]) for name in ("n_letters", "alphabet_size", "max_hops")))
-    hops = task.hop_count(hops)
-    if hops not in behaviour.hops:
-        raise HopInterpError(f"behaviour was measured at k = {behaviour.hops.values.tolist()}, not at k = {hops}")
-    error = {name: float(behaviour[name].sel(hops=hops)) for name in ("error", "low", "high")}
-    blocks, controls = read_blocks(found, hops), read_controls(found, hops)
+    k = task.hop_count(hops)
+    if k not in behaviour.hops:
+        raise HopInterpError(f"behaviour was measured at k = {behaviour.hops.values.tolist()}, not at k = {k}")
+    error = {name: float(behaviour[name].sel(hops=k)) for name in ("error", "low", "high")}
+    blocks, controls = read_blocks(found, k), read_controls(found, k)
     bars = _bars(found)
-    decision = decide(blocks, error, hops, bars["solved"], bars["failed"])
+    decision = decide(blocks, error, k, bars["solved"], bars["failed"])
     failed = [name for name, control in controls.items() if control.passed is False]
     if failed and decision.verdict in claims():
         why = f"It would be {decision.verdict}, but a control failed: {', '.join(failed)}."
@@ -160,7 +160,7 @@ def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any
         model=str(behaviour.attrs["model"]),
         task=task,
         version=metadata.version("hopinterp"),
-        hops=hops,
+        hops=k,
         verdict=decision.verdict,
         form=decision.form,
         reasons=decision.reasons,
@@ -172,8 +172,8 @@ def judge(found: Mapping[str, xr.Dataset], hops: int, settings: Mapping[str, Any
             if kind.resolves and name in found
         },
         attended=[sorted(block.attended) for block in blocks],
-        theory={name: resolved(name, hops, len(blocks)) for name in exact()},
-        growth=_growth(blocks, hops),
+        theory={name: resolved(name, k, len(blocks)) for name in exact()},
+        growth=_growth(blocks, k),
         controls=controls,
         agreement=_agreement(blocks),
         capacity=_capacity(behaviour, blocks),
