@@ -1,12 +1,23 @@
-"""A table and its reading, in characters and as HTML."""
+"""A table and its reading, in characters and as HTML, and values as JSON has them."""
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 Row = tuple[str, tuple[str, ...]]
 """A row of a table: its label, and a cell a column."""
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN: an undefined number is null."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain(columns: Sequence[str], rows: Sequence[Row]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hopinterp.errors import HopInterpError
+from hopinterp.shown import finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -103,9 +104,7 @@ def draw(path: Path | None, kind: str, found: xr.Dataset, **settings: Any) -> No
 
 def print_json(value: Mapping[str, Any]) -> None:
     """One line of JSON on standard output."""
-    from hopinterp.views import tables
-
-    print(json.dumps(tables.finite(value), allow_nan=False))
+    print(json.dumps(finite(value), allow_nan=False))
 
 
 def show(table: Table | None, reading: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,8 +15,9 @@ from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import SOLVED
 from hopinterp.judgement.readings import Control, Resolved
 from hopinterp.judgement.rules import Answer
+from hopinterp.models.store import write_directory
 from hopinterp.shown import Row as Row
-from hopinterp.shown import as_html, plain
+from hopinterp.shown import as_html, finite, plain
 from hopinterp.task import HopTask
 from hopinterp.theory.hypotheses import claims, exact, named
 
@@ -217,22 +216,10 @@ class Verdict:
         target = Path(directory)
         if target.exists():
             raise HopInterpError(f"{target} exists; a verdict is saved to a directory of its own")
-        judgement = _nulled(asdict(replace(self, evidence={})))
+        judgement = finite(asdict(replace(self, evidence={})))
         text = json.dumps({"format": _FORMAT, **judgement, "evidence": list(self.evidence)}, indent=2, allow_nan=False)
-        temporary = None
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            (temporary / _JUDGEMENT).write_text(text + "\n", encoding="utf-8")
-            for kind, found in self.evidence.items():
-                found.to_netcdf(temporary / f"{kind}.nc")
-            temporary.chmod(0o755)
-            temporary.rename(target)
-        except OSError as error:
-            raise HopInterpError(f"cannot write {target} ({error.strerror}); nothing was written") from None
-        finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+        evidence = {f"{kind}.nc": bytes(found.to_netcdf()) for kind, found in self.evidence.items()}
+        write_directory(target, {_JUDGEMENT: text.encode() + b"\n", **evidence})
 
 
 def load_verdict(directory: str | Path) -> Verdict:
@@ -267,15 +254,6 @@ def _typed(given: dict[str, Any]) -> dict[str, Any]:
     values["controls"] = {name: Control(**one | {"value": _number(one["value"])}) for name, one in controls}
     values["agreement"] = {pair: Agreement(**count) for pair, count in given["agreement"].items()}
     return values | {"capacity": Capacity(**given["capacity"])}
-
-
-def _nulled(value: Any) -> Any:
-    """JSON has no NaN: an undefined number is null."""
-    if isinstance(value, dict):
-        return {key: _nulled(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nulled(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _number(value: float | None) -> float:

@@ -62,10 +62,13 @@ def parameters_of(model: Any) -> dict[str, Tensor]:
 
 
 def is_bridge(model: object) -> bool:
-    """Whether something is a TransformerBridge (asked by name: TransformerLens takes seconds to import)."""
-    return any(
-        c.__module__.startswith("transformer_lens.") and c.__name__ == "TransformerBridge" for c in type(model).__mro__
-    )
+    """Whether something is a TransformerBridge."""
+    return is_lens(model, "TransformerBridge")
+
+
+def is_lens(model: object, name: str) -> bool:
+    """Whether something is of a TransformerLens class, asked by its name: TransformerLens takes seconds to import."""
+    return any(c.__module__.startswith("transformer_lens.") and c.__name__ == name for c in type(model).__mro__)
 
 
 def reads_only(model: Any, name: str) -> bool:

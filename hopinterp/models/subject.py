@@ -166,7 +166,7 @@ class Subject:
             spec = self.plain.spec
             return Subject.of(FusedTransformer(spec, spec.initial_parameters(seed)).to(self.device))
         self.require_blocks("an untrained twin")
-        if not _is_hooked_transformer(self.model):
+        if not bridge.is_lens(self.model, "HookedTransformer"):
             raise HopInterpError(f"no untrained twin can be made of a {type(self.model).__name__} with features of its own")
         config = copy.deepcopy(self.model.cfg)
         config.init_weights, config.seed = True, seed
@@ -231,7 +231,7 @@ def _subject_of(given: Any, task: HopTask | None, n_heads: int | None) -> Subjec
         return _of_weights(_at_path(given, n_heads), Path(given).resolve().name)
     if isinstance(given, Mapping):
         return _of_weights(architectures.read(given, n_heads))
-    if _is_hooked_transformer(given):
+    if bridge.is_lens(given, "HookedTransformer"):
         return _of_hooked(given, _read_hooked)
     if bridge.is_bridge(given):
         return _of_hooked(given, _read_bridge)
@@ -270,12 +270,6 @@ def _at_path(given: str | Path, n_heads: int | None) -> FusedTransformer:
     if path.is_file() or (path / "config.json").is_file():
         return architectures.read(path, n_heads)
     return card.load_fused(given)[0]
-
-
-def _is_hooked_transformer(model: object) -> bool:
-    return any(
-        cls.__module__.startswith("transformer_lens.") and cls.__name__ == "HookedTransformer" for cls in type(model).__mro__
-    )
 
 
 def _read_hooked(model: Any) -> FusedTransformer | None:

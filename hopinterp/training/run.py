@@ -84,8 +84,7 @@ class Run:
             return self.curriculum.draw(self.step, self.generator)
         size = self.config.batch  # in order and without the remainder, as the authors' code goes through its samples
         start = self.step % (len(self.fixed) // size) * size
-        part = slice(start, start + size)
-        return Batch(self.fixed.task, self.fixed.tokens[part], self.fixed.labels[part], self.fixed.find1[part]), None
+        return self.fixed[start : start + size], None
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,6 @@ if TYPE_CHECKING:
 
 
 _BAR = f"the error's upper 95% end ≤ {100 * SOLVED:g}%"
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN: an undefined number is null."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def solved(errors: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
 from hopinterp.models.hooks import pattern
 from hopinterp.models.subject import ModelLike, Subject
-from hopinterp.progress import Progress, Report
+from hopinterp.progress import Report, counted
 from hopinterp.task import Hops, HopTask
 
 Pattern = Float[Tensor, "*k batch head query key"]
@@ -52,7 +52,7 @@ def align(
     subject, ks = Subject.of(model, task), task.hop_counts(hops)
     batch = task.sample(sequences, hops=0, seed=seed, device=subject.device)
     names = [pattern(layer) for layer in subject.layers()]
-    total = len(ks) * len(batch.tokens.split(_BATCH))
+    advance = counted("reading attention", len(ks) * len(batch.tokens.split(_BATCH)), report)
     parts: list[dict[str, Tensor]] = []
     for tokens, find in zip(batch.tokens.split(_BATCH), batch.find.split(_BATCH), strict=True):
         by_k = []
@@ -60,8 +60,7 @@ def align(
             asked = torch.cat([torch.full_like(tokens[:, :1], k), tokens[:, 1:]], dim=1)
             _, cache = subject.run_with_cache(asked, names)
             by_k.append(_stack([scores(cache[name].float(), find) for name in names], dim=1))
-            if report:
-                report(Progress("reading attention", len(parts) * len(ks) + len(by_k), total))
+            advance(1)
         parts.append(_stack(by_k, dim=0))
     by_sequence = {name: torch.cat([part[name] for part in parts], dim=1).cpu() for name in parts[0]}
     control = scores(_uniform(task.n_positions).expand(sequences, 1, -1, -1), batch.find.cpu())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex
 
@@ -20,7 +20,7 @@ from hopinterp.evidence.intervals import LEVEL, bootstrap
 from hopinterp.evidence.reading.linear import Standardizer, fit_logistic, fit_ridge
 from hopinterp.models.hooks import resid_post
 from hopinterp.models.subject import ModelLike, Subject
-from hopinterp.progress import Progress, Report
+from hopinterp.progress import Advance, Report, counted
 from hopinterp.task import Batch, HopTask
 
 Target = Literal["token", "position"]
@@ -109,7 +109,7 @@ def probe(
     train, test = (
         task.sample(n, hops=hops, generator=generator, device=subject.device) for n in (train_sequences, sequences)
     )
-    fitted = _counter(report, 2 * len(chosen))
+    fitted = counted("fitting probes", 2 * len(chosen), report)
     grid = _probe_grid(subject, train, test, chosen, readout, seed, fitted)
     without_training = _probe_grid(subject.untrained(seed), train, test, chosen, readout, None, fitted)
     rows = _Rows.of(test)
@@ -131,19 +131,6 @@ def probe(
     settings: dict[str, Any] = {"hops": hops, "target": target, "method": method if target == "token" else "ridge"}
     settings |= {"train_sequences": train_sequences, "sequences": sequences, "bar": BAR, "level": LEVEL}
     return described(judged, subject, task, seed=seed, **settings)
-
-
-def _counter(report: Report | None, total: int) -> Callable[[], None]:
-    """What is called after each piece of the work."""
-    done = 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        if report:
-            report(Progress("fitting probes", done, total))
-
-    return count
 
 
 def _judge(found: xr.Dataset, hops: int) -> xr.Dataset:
@@ -247,7 +234,7 @@ def _probe_grid(
     layers: list[int],
     readout: _Readout,
     control_seed: int | None,
-    fitted: Callable[[], None],
+    fitted: Advance,
 ) -> dict[str, Float[Tensor, "sequence layer hop"]]:
     """Right answers a held-out sequence, for the target and (with a seed) the control task, fitted in one solve a block."""
     train_rows, test_rows = _Rows.of(train), _Rows.of(test)
@@ -265,7 +252,7 @@ def _probe_grid(
         probes = readout.fit(standardize(train_resid[layer]), train_answers, train_valid)
         hits = (readout.read(standardize(test_resid[layer]), *probes) == test_answers) & test_valid
         right.append(_per_sequence(hits, test_rows))
-        fitted()
+        fitted(1)
     counts = torch.stack(right, dim=1)
     n_hops = train_rows.find.shape[1]
     return {"target": counts[..., :n_hops], "control": counts[..., n_hops:]}
