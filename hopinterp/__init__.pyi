@@ -1,8 +1,8 @@
+from .decompile.decompilation import Decompilation as Decompilation
+from .decompile.decompilation import load_decompiled as load_decompiled
 from .decompile.decompiled import decompile as decompile
 from .decompile.differences import diff as diff
-from .decompile.records import Decompilation as Decompilation
 from .decompile.records import Decompiled as Decompiled
-from .decompile.records import load_decompiled as load_decompiled
 from .errors import HopInterpError as HopInterpError
 from .evidence.patching.ablation import ablate as ablate
 from .evidence.patching.ablation import ablated as ablated

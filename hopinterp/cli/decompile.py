@@ -11,7 +11,8 @@ from hopinterp.cli.shared import Json, Model, Plot, Seed, app, hop_range, open_m
 from hopinterp.errors import HopInterpError
 
 if TYPE_CHECKING:
-    from hopinterp.decompile.records import Decompilation, Decompiled
+    from hopinterp.decompile.decompilation import Decompilation
+    from hopinterp.decompile.records import Decompiled
 
 
 @app.command()

@@ -83,7 +83,7 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
     own, routed = (_wrong(logits, batch) for logits in (own_logits, routed_logits))
     counted = batch.scored.double()
     low, high = _paired(own, routed, counted)
-    few = _first(batch, max(sequences // 4, 1))  # a block alone does less than all together: fewer sequences show it
+    few = batch[: max(sequences // 4, 1)]  # a block alone does less than all together: fewer sequences show it
     blocks = range(model.spec.n_layers)
     log_own, log_routed = (logits[batch.scored].log_softmax(-1) for logits in (own_logits, routed_logits))
     total = float(counted.sum())
@@ -125,7 +125,7 @@ def measure_controls(
         HopInterpError: no scored position among the sequences.
     """
     batch = _draw(model, routing, sequences, seed)
-    half = _first(batch, max(sequences // 2, 1))
+    half = batch[: max(sequences // 2, 1)]
     generator = torch.Generator().manual_seed(seed)
     moved = [(layer, head) for layer, head, route in routing.heads if any(part.hop for part in route.parts)]
     if untrained is None:
@@ -173,10 +173,6 @@ def _draw(model: FusedTransformer, routing: Routing, sequences: int, seed: int) 
     if not batch.scored.any():
         raise HopInterpError(f"none of {sequences} sequences has a chain of {routing.hops} links")
     return batch
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    return Batch(batch.task, batch.tokens[:count], batch.labels[:count], batch.find1[:count])
 
 
 def _wrong(logits: Logits, batch: Batch) -> Float[Tensor, "batch position"]:

@@ -8,9 +8,10 @@ from importlib import metadata
 from typing import overload
 
 from hopinterp.decompile.controls import measure_controls, measure_faithfulness
+from hopinterp.decompile.decompilation import Decompilation, unsolved
 from hopinterp.decompile.derivations import find_tree
 from hopinterp.decompile.queries import find_queries
-from hopinterp.decompile.records import Decompilation, Decompiled, unsolved
+from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.routes import fit_routes
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import evaluate

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hopinterp.decompile.nodes import Node, Nodes, connected, derivations, on_paths, reach, reachable
+from hopinterp.decompile.halving import remove
+from hopinterp.decompile.nodes import Jumps, Node, Nodes, connected, derivations, on_paths, reach, reachable
 from hopinterp.decompile.routes import Routing
 from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
 from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
@@ -85,12 +86,12 @@ class ValueTree:
         return frozenset(effect.node for effect in (*self.carrying, *self.aside))
 
     @cached_property
-    def derivations(self) -> tuple[tuple[int, ...], ...]:
+    def derivations(self) -> tuple[Jumps, ...]:
         """Jumps that add up to k, last block first; each node on them raises the error when it is removed."""
         return tuple(sorted(derivations(self.nodes, self.hops), reverse=True))
 
     @cached_property
-    def asides(self) -> dict[int, tuple[tuple[int, ...], ...]]:
+    def asides(self) -> dict[int, tuple[Jumps, ...]]:
         """By hop, k − 1 or k − 2: jumps that bring its letter."""
         found = {j: derivations(self.nodes, j) for j in _aside_hops(self.hops)} if self.aside else {}
         return {j: tuple(sorted(paths, reverse=True)) for j, paths in found.items() if paths}
@@ -293,16 +294,12 @@ class Pruner:
         )
 
     def _try(self, state: State, tried: list[Node], allowed: float) -> State:
-        """Remove a set at once where the error allows it; otherwise each half in turn."""
-        tried = [node for node in tried if node in state.nodes]
-        if not tried:
-            return state
-        if self._error_without(state, tried) <= allowed:
-            return self.runner.without(state, tried)
-        if len(tried) == 1:
-            return state
-        half = len(tried) // 2
-        return self._try(self._try(state, tried[:half], allowed), tried[half:], allowed)
+        """Remove what the error allows."""
+
+        def without(tree: State, nodes: Sequence[Node]) -> State | None:
+            return self.runner.without(tree, nodes) if self._error_without(tree, nodes) <= allowed else None
+
+        return remove(state, tried, without, lambda tree, nodes: [node for node in nodes if node in tree.nodes])
 
     def _error_without(self, state: State, removed: Collection[Node]) -> float:
         """Error without some nodes; the orders meet in the same sets, which are run once."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hopinterp.decompile.inputs import summed
+from hopinterp.decompile.nodes import Jumps, summed
 from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.routes import Part, Route
 from hopinterp.shown import Row, as_html, plain
-
-Jumps = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.derivations import ValueTree
-from hopinterp.decompile.nodes import Node, derivations
+from hopinterp.decompile.nodes import Node, derivations, summed
 from hopinterp.decompile.routes import Routing
 from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
 from hopinterp.errors import HopInterpError
@@ -20,7 +19,6 @@ from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import HookFunction, pattern
 from hopinterp.task import Batch
 
-Jumps = tuple[int, ...]
 _NEAR = 0.05
 """An embedding belongs to a letter if it is nearer to it than this share of the least distance between two letters."""
 
@@ -148,11 +146,6 @@ def why(
 def _right(runner: TreeRunner, state: State) -> str:
     wrong = runner.wrong(state)
     return f"{int((~wrong).sum())} of {len(wrong)}"
-
-
-def summed(jumps: Iterable[int]) -> str:
-    """Jumps as a sum: "4+2+1+1", "5+3−1"."""
-    return "+".join(map(str, jumps)).replace("+-", "−")
 
 
 def _step(one: Batch, position: int, node: Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.derivations import ValueTree, by_sequence
-from hopinterp.decompile.nodes import Nodes, Path, derivations, reachable
+from hopinterp.decompile.nodes import Jumps, Nodes, Path, derivations, jumps_of, reachable
 from hopinterp.decompile.routes import Routing
 from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner
 from hopinterp.errors import HopInterpError
@@ -33,7 +33,7 @@ class Exchange:
     """
 
     nodes: Nodes
-    jumps: tuple[int, ...] | None
+    jumps: Jumps | None
     moved: float
     source: float
     base: float
@@ -186,21 +186,19 @@ class _Pair:
         return torch.where(said == self.source.rows.answer, 1, torch.where(said == self.base.rows.answer, 0, -1))
 
     def rate(self, hits: Float[Tensor, "row exchange"]) -> Rate:
-        """A mean over rows and exchanges."""
-        if not hits.shape[1]:
-            return NOTHING
-        top, bottom = by_sequence(self.base, hits.sum(1))
-        bottom = bottom * hits.shape[1]
-        low, high = bootstrap(top, bottom, seed=0)
-        return Rate(float(top.sum() / bottom.sum()), float(low), float(high))
+        """A mean of hits over rows and exchanges."""
+        return self._mean(hits, bootstrap)
 
     def difference(self, values: Float[Tensor, "row exchange"]) -> Rate:
-        """Likewise of a difference."""
+        """Likewise of differences."""
+        return self._mean(values, bootstrap_ratio)
+
+    def _mean(self, values: Float[Tensor, "row exchange"], interval: Callable[..., tuple[Tensor, Tensor]]) -> Rate:
         if not values.shape[1]:
             return NOTHING
         top, bottom = by_sequence(self.base, values.sum(1))
         bottom = bottom * values.shape[1]
-        low, high = bootstrap_ratio(top, bottom, seed=0)
+        low, high = interval(top, bottom, seed=0)
         return Rate(float(top.sum() / bottom.sum()), float(low), float(high))
 
 
@@ -247,7 +245,7 @@ def _judge(
     part = ~whole & ~apart
     votes = [_foretold(source[:, part], base[:, part], s[part]) for s in (share, (moved * weights[:-1]).sum(1))]
     single = source[:, part] if source[:, part].sum() > base[:, part].sum() else base[:, part]
-    jumps = {frozenset(way): tuple(node.jump for node in way if node.target != node.place) for way in ways}
+    jumps = {frozenset(way): jumps_of(way) for way in ways}
     exchanges = []
     for number, nodes in enumerate(tried):
         rate = pair.rate(source[:, [number]])

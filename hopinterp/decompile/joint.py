@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
+from hopinterp.decompile.halving import remove
 from hopinterp.decompile.live import LiveRunner, LiveState, Site, Sites
 from hopinterp.evidence.intervals import bootstrap
 
@@ -148,17 +149,9 @@ def _units(sites: Iterable[Site]) -> list[Sites]:
 
 
 def _try(fit: _Fit, states: States, tried: list[Sites], allowed: float) -> States:
-    """Remove a set at once where the error allows it; otherwise each half in turn."""
-    if not tried:
-        return states
-    without = fit.change(states, allowed, remove=_all(tried))
-    if without is not None:
-        return without
-    if len(tried) == 1:
-        return states
-    half = len(tried) // 2
-    return _try(fit, _try(fit, states, tried[:half], allowed), tried[half:], allowed)
+    """Remove what the error allows."""
 
+    def without(circuit: States, units: Sequence[Sites]) -> States | None:
+        return fit.change(circuit, allowed, remove=frozenset[Site]().union(*units))
 
-def _all(units: Collection[Sites]) -> Sites:
-    return frozenset[Site]().union(*units)
+    return remove(states, tried, without)

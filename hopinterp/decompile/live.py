@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.nodes import Place
-from hopinterp.decompile.tree_runs import block_end
+from hopinterp.decompile.tree_runs import attn_out_at, values_at
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.task import Batch, HopTask
@@ -137,11 +137,12 @@ class LiveRunner:
             keys.append(k[pairs.base].permute(1, 0, 3, 2).contiguous())
             aside = z[pairs.partner]
             others.append(aside.transpose(1, 2)[rows, position])
-            values.append(_values(model, model.norm(off, f"blocks.{layer}.ln1"), layer))
+            off_values = values_at(model, model.norm(off, f"blocks.{layer}.ln1"), layer)
+            values.append(off_values.permute(2, 0, 1, 3).contiguous())
             there.append(values[-1][:, rows, position])
             if layer + 1 < model.spec.n_layers:
-                x = block_end(model, x + model.attn_out(z, layer), layer)
-                off = block_end(model, off + model.attn_out(aside, layer), layer)
+                x = model.block_end(x + model.attn_out(z, layer), layer)
+                off = model.block_end(off + model.attn_out(aside, layer), layer)
         return cls(model, pairs, places, keys, values, there, others, embedded, position)
 
     def split(self, parts: int) -> list[LiveRunner]:
@@ -296,23 +297,10 @@ class LiveRunner:
         if not touched:
             assert old is not None
             return old
-        p, name = self.model.parameters, f"blocks.{layer}.attn."
         at = sorted(touched)
-        out = F.linear(z[:, :, at].flatten(3), p[name + "W_O"].flatten(0, 1).T, p[name + "b_O"])
-        after = block_end(self.model, streams[:, :, at] + out, layer)
+        after = self.model.block_end(streams[:, :, at] + attn_out_at(self.model, z[:, :, at], layer), layer)
         if len(at) == len(self.places):
             return after
         made = torch.zeros_like(streams) if old is None else old.clone()
         made[:, :, at] = after
         return made
-
-
-def _values(
-    model: FusedTransformer, normed: Float[Tensor, "pair position d_model"], layer: int
-) -> Float[Tensor, "head pair position d_head"]:
-    """Values of all heads."""
-    p, name = model.parameters, f"blocks.{layer}.attn."
-    weight = p[name + "W_V"].transpose(1, 2).flatten(0, 1)
-    made = F.linear(normed, weight, p[name + "b_V"].flatten()).unflatten(-1, (model.spec.n_heads, -1))
-    packed: Tensor = made.permute(2, 0, 1, 3).contiguous()
-    return packed

@@ -99,6 +99,18 @@ class Node:
 
 Nodes = frozenset[Node]
 Path = tuple[Node, ...]
+Jumps = tuple[int, ...]
+
+
+def jumps_of(path: Path) -> Jumps:
+    """How many hops each node of a path goes, without heads that look at their own position; −1 is a step to the position
+    before."""
+    return tuple(node.jump for node in path if node.target != node.place)
+
+
+def summed(jumps: Jumps) -> str:
+    """Jumps as a sum: "4+2+1+1", "5+3−1"."""
+    return "+".join(map(str, jumps)).replace("+-", "−")
 
 
 def reachable(routing: Routing) -> Nodes:
@@ -145,12 +157,9 @@ def on_paths(nodes: Iterable[Node], hops: int) -> Nodes:
     return connected(alive)
 
 
-def derivations(nodes: Iterable[Node], hops: int) -> dict[tuple[int, ...], list[Path]]:
-    """Paths of nodes, last block first, from i to where the letter of find^hops(i) stands; by their jumps.
-
-    A jump of 0 (a head that looks at its own position) is left out; −1 is a step to the position before.
-    """
-    found: dict[tuple[int, ...], list[Path]] = {}
+def derivations(nodes: Iterable[Node], hops: int) -> dict[Jumps, list[Path]]:
+    """Paths of nodes, last block first, from i to where the letter of find^hops(i) stands; by their jumps."""
+    found: dict[Jumps, list[Path]] = {}
     nodes = sorted(nodes)
 
     def walk(place: Place, layer: int, path: Path) -> None:
@@ -159,7 +168,7 @@ def derivations(nodes: Iterable[Node], hops: int) -> dict[tuple[int, ...], list[
                 continue
             longer = (*path, node)
             if node.reads == hops:
-                found.setdefault(tuple(n.jump for n in longer if n.target != n.place), []).append(longer)
+                found.setdefault(jumps_of(longer), []).append(longer)
             if node.target is not None:
                 walk(node.target, node.layer, longer)
 

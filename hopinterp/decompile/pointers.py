@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hopinterp.decompile.halving import remove
 from hopinterp.decompile.nodes import START, Node, Nodes, Place, connected, on_paths, reachable
 from hopinterp.decompile.routes import Part, Routing, positions
-from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner
+from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner, streams_before
 from hopinterp.models.fused import FusedTransformer
 
 LOSS = 0.05
@@ -94,7 +95,7 @@ class Pointers:
     Attributes:
         rows: positions on the chains of scored positions; a head that looks u hops back is asked where as many are left.
         outside: what stands in.
-        streams: before every block and after the last, in the sequences' own runs.
+        streams: before every block, in the sequences' own runs.
     """
 
     model: FusedTransformer
@@ -111,9 +112,7 @@ class Pointers:
         """On fresh sequences."""
         rows = Rows.draw(routing.task, routing.hops, sequences, positions=2, partners=2, seed=seed)
         outside = Outside.of(model, routing, rows.batch)
-        names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.spec.n_layers)]
-        cache = model.run_with_cache(rows.batch.tokens, names)[1]
-        streams = [model.embed(rows.batch.tokens), *(cache[name] for name in names)]
+        streams = streams_before(model, rows.batch.tokens)
         return cls(model, routing, rows, outside, streams, torch.Generator().manual_seed(seed + 1), {})
 
     def tree(self, layer: int, head: int) -> PointerTree | None:
@@ -234,17 +233,13 @@ class _Query:
         return self.landing(state.streams[self.layer][START])
 
     def _try(self, state: State, tried: list[Nodes], least: float) -> State:
-        """Remove a set at once where the pattern still lands; otherwise each half in turn."""
-        tried = [unit & state.nodes for unit in tried if unit & state.nodes]
-        if not tried:
-            return state
-        without = self.runner.without(state, frozenset().union(*tried))
-        if self._lands(without) >= least:
-            return without
-        if len(tried) == 1:
-            return state
-        half = len(tried) // 2
-        return self._try(self._try(state, tried[:half], least), tried[half:], least)
+        """Remove what leaves the pattern landing."""
+
+        def without(tree: State, units: Sequence[Nodes]) -> State | None:
+            smaller = self.runner.without(tree, frozenset[Node]().union(*units))
+            return smaller if self._lands(smaller) >= least else None
+
+        return remove(state, tried, without, lambda tree, units: [unit & tree.nodes for unit in units if unit & tree.nodes])
 
 
 def _units(nodes: Sequence[Node]) -> list[Nodes]:

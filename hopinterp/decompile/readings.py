@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from hopinterp.decompile.tree_runs import streams_before
 from hopinterp.evidence.intervals import bootstrap
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.hooks import resid_post
 from hopinterp.task import Batch, HopTask
 
 Reads = Literal["successor", "lookup", "other"]
@@ -164,7 +164,7 @@ class _Looks:
     def of(cls, model: FusedTransformer, base: Batch, source: Batch, heads: Mapping[tuple[int, int], int]) -> _Looks:
         own: dict[tuple[int, int], Found] = {}
         moved: dict[tuple[int, int], Found] = {}
-        streams = [_before(model, batch) for batch in (base, source)]
+        streams = [streams_before(model, batch.tokens) for batch in (base, source)]
         n = base.tokens.shape[1]
         future = torch.ones(n, n, dtype=torch.bool).triu(1)
         for layer in sorted({layer for layer, _ in heads}):
@@ -175,13 +175,6 @@ class _Looks:
                 for query, looks in ((q, own), (other, moved)):
                     looks[layer, head] = (query[:, head] @ key).masked_fill(future, -torch.inf).argmax(-1)
         return cls(own, moved)
-
-
-def _before(model: FusedTransformer, batch: Batch) -> list[Float[Tensor, "batch position d_model"]]:
-    """The stream before every block."""
-    names = [resid_post(layer) for layer in range(model.spec.n_layers)]
-    cache = model.run_with_cache(batch.tokens, names)[1]
-    return [model.embed(batch.tokens), *(cache[name] for name in names)]
 
 
 def _judge(

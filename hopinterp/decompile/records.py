@@ -1,4 +1,4 @@
-"""What decompile found: typed, printed, shown in a notebook, run, saved and loaded."""
+"""What decompile found at one k: typed, printed, shown in a notebook, run, saved and loaded."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from torch import Tensor
 
 from hopinterp.decompile.controls import Controls, Faithfulness
 from hopinterp.decompile.derivations import ValueTree
-from hopinterp.decompile.inputs import batch_of, routing_hooks, summed, why
+from hopinterp.decompile.inputs import batch_of, routing_hooks, why
 from hopinterp.decompile.kept import packed, unpacked
-from hopinterp.decompile.nodes import Node
-from hopinterp.decompile.program import FoundProgram, write_program
+from hopinterp.decompile.nodes import Jumps, Node, summed
+from hopinterp.decompile.program import FoundProgram
 from hopinterp.decompile.queries import Queries
 from hopinterp.decompile.routes import Route, Routing, run_routed
+from hopinterp.decompile.writing import write_program
 from hopinterp.errors import HopInterpError
-from hopinterp.evidence.reading.behaviour import FAILED
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import HookFunction
 from hopinterp.models.store import write_directory
-from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.shown import Row, as_html, plain
 from hopinterp.task import Batch, HopTask
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 ROUTED, TREE, WITHOUT, JOINT = 0.01, 0.05, 0.5, 0.10
 """A cell is explained where routed − own and the errors of tree and joint circuit are at most these, and the error without
 the tree at least that; fixed on constructed and untrained models before trained ones were looked at."""
-_FOUND, _TENSORS, _FORMAT = "decompiled.json", "patterns.safetensors", 1
+FOUND, TENSORS, FORMAT = "decompiled.json", "patterns.safetensors", 1
 _NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 _MOST = 5  # derivations in one line
 
@@ -85,7 +84,7 @@ class Decompiled:
         return self.routing.routes
 
     @property
-    def derivations(self) -> tuple[tuple[int, ...], ...]:
+    def derivations(self) -> tuple[Jumps, ...]:
         """Jumps that add up to k, last block first."""
         return self.tree.derivations
 
@@ -111,10 +110,10 @@ class Decompiled:
         """The bars that were not met, in words; none where the program explains the model."""
         seen, tree = self.faithfulness, self.tree
         bars = {
-            f"routed − own is {_percent(seen.routed - seen.own)}, above {ROUTED:.0%}": seen.routed - seen.own <= ROUTED,
-            f"the tree errs on {_percent(tree.error)}, above {TREE:.0%}": tree.error <= TREE,
-            f"without the tree the error is {_percent(tree.without)}, below {WITHOUT:.0%}": tree.without >= WITHOUT,
-            f"the joint circuit errs on {_percent(self.error['joint'])}, above {JOINT:.0%}": self.error["joint"] <= JOINT,
+            f"routed − own is {percent(seen.routed - seen.own)}, above {ROUTED:.0%}": seen.routed - seen.own <= ROUTED,
+            f"the tree errs on {percent(tree.error)}, above {TREE:.0%}": tree.error <= TREE,
+            f"without the tree the error is {percent(tree.without)}, below {WITHOUT:.0%}": tree.without >= WITHOUT,
+            f"the joint circuit errs on {percent(self.error['joint'])}, above {JOINT:.0%}": self.error["joint"] <= JOINT,
         }
         return tuple(words for words, met in bars.items() if not met)
 
@@ -213,13 +212,17 @@ class Decompiled:
     @property
     def headline(self) -> str:
         """Derivations and reach in one line."""
-        sums = [summed(jumps) for jumps in self.derivations]
-        shown = " = ".join([str(self.hops), *sums[:_MOST], *["…"][: len(sums) > _MOST]])
-        said = shown if sums else "no derivation was found"
+        said = f"{self.hops} = {self.sums}" if self.derivations else "no derivation was found"
         layers = range(len(self.reach))
         most = ", ".join(str(2**layer - 1) for layer in layers)
         reached = ", ".join(self.reach_words)
         return f"{self.name}, k = {self.hops}: {said}. Blocks reach {reached} hops (at most 2^ℓ − 1: {most})."
+
+    @property
+    def sums(self) -> str:
+        """Derivations as sums, the first few: "4+2+1+1 = 3+3+1+1"."""
+        sums = list(map(summed, self.derivations))
+        return " = ".join([*sums[:_MOST], *["…"][: len(sums) > _MOST]])
 
     @property
     def reach_words(self) -> tuple[str, ...]:
@@ -236,10 +239,10 @@ class Decompiled:
         nodes = f"{_NUMBERS[count] if count < len(_NUMBERS) else count} node{'s' if count != 1 else ''}"
         lines = [
             self.headline,
-            f"Routing replaced by this program: {_percent(error['routed'])} wrong (own {_percent(error['own'])}; program "
-            f"shuffled {shuffled:.0%}). {nodes} kept, all else from other sequences: {_percent(tree.error)} "
+            f"Routing replaced by this program: {percent(error['routed'])} wrong (own {percent(error['own'])}; program "
+            f"shuffled {shuffled:.0%}). {nodes} kept, all else from other sequences: {percent(tree.error)} "
             f"({100 * tree.low:.1f} to {100 * tree.high:.1f}).",
-            f"The circuit with queries of its own, all else from other sequences: {_percent(error['joint'])} wrong. "
+            f"The circuit with queries of its own, all else from other sequences: {percent(error['joint'])} wrong. "
             f"Without the nodes kept: {tree.without:.0%}.",
             *self._aside(),
             self._answer(),
@@ -335,117 +338,15 @@ class Decompiled:
         Raises:
             HopInterpError: it exists, or cannot be written.
         """
-        _write(Path(directory), {self.hops: self}, {"one": self.hops})
-
-
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Decompilation:
-    """The programs of one model at several k.
-
-    Attributes:
-        model: its name.
-        by_hops: what was found at each k that the model does not fail at.
-        unsolved: err_k of each k that it fails at, which no program is sought for.
-    """
-
-    model: str
-    by_hops: Mapping[int, Decompiled]
-    unsolved: Mapping[int, float]
-
-    def __getitem__(self, hops: int) -> Decompiled:
-        if hops in self.by_hops:
-            return self.by_hops[hops]
-        raise HopInterpError(unsolved(self.name, hops, self.unsolved[hops]) if hops in self.unsolved else f"k is not {hops}")
-
-    @property
-    def name(self) -> str:
-        """The model's name, or what stands for it."""
-        return self.model or "the model"
-
-    @property
-    def hops(self) -> list[int]:
-        """Every k that was asked for."""
-        return sorted({*self.by_hops, *self.unsolved})
-
-    @property
-    def columns(self) -> list[str]:
-        """Over `rows`."""
-        return ["k", "own %", "routed %", "tree %", "nodes", "joint %", "explained", "reach", "derivations"]
-
-    @property
-    def rows(self) -> list[Row]:
-        """A row a k; one that the model fails at says so."""
-        return [(str(k), self._cells(k)) for k in self.hops]
-
-    def _cells(self, k: int) -> tuple[str, ...]:
-        if k in self.unsolved:
-            return (f"{100 * self.unsolved[k]:.1f}", *["–"] * 4, "unsolved", "–", "–")
-        one = self.by_hops[k]
-        errors = [
-            f"{100 * value:.1f}" for value in (one.error["own"], one.error["routed"], one.tree.error, one.error["joint"])
-        ]
-        sums = [summed(jumps) for jumps in one.derivations]
-        shown = " = ".join([*sums[:_MOST], *["…"][: len(sums) > _MOST]])
-        said = "yes" if one.explained else f"no ({one.inputs_explained:.1%})"
-        return (*errors[:3], str(len(one.tree.nodes)), errors[3], said, " ".join(one.reach_words), shown)
-
-    @property
-    def reading(self) -> str:
-        """Which k are explained, why the others are not, and which the model does not solve."""
-        lines = [f"k = {k}: not explained: {'; '.join(one.missed)}." for k, one in self.by_hops.items() if not one.explained]
-        explained = [str(k) for k, one in self.by_hops.items() if one.explained]
-        said = f"{len(explained)} of {len(self.by_hops)} solved k explained"
-        lines += [f"{self.name}: {said}{': k = ' if explained else ''}{', '.join(explained)}."]
-        if self.unsolved:
-            lines[-1] += f" Not solved: k = {', '.join(map(str, self.unsolved))}."
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return f"{plain(self.columns, self.rows)}\n\n{self.reading}"
-
-    def __repr__(self) -> str:
-        return f"<Decompilation: {self.reading.splitlines()[-1]}>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.columns, self.rows, self.reading)
-
-    def to_json(self) -> dict[str, Any]:
-        """What was found at every k; of one that the model fails at its own error, and null or nothing for all else."""
-        found = {k: one.to_json() for k, one in self.by_hops.items()}
-        found |= {k: _nothing(self.model, k, own) for k, own in self.unsolved.items()}
-        return {"model": self.model, "by_hops": {str(k): found[k] for k in self.hops}}
-
-    def save(self, directory: str | Path) -> None:
-        """As `Decompiled.save`, all k in one directory.
-
-        Raises:
-            HopInterpError: it exists, or cannot be written.
-        """
-        _write(Path(directory), self.by_hops, {"model": self.model, "unsolved": packed(self.unsolved)})
-
-
-def unsolved(name: str, hops: int, error: float) -> str:
-    """Why no program is sought at a k."""
-    return (
-        f"{name} does not solve k = {hops}: its error is {_percent(error)}, clearly above {FAILED:.0%}; there is no program"
-    )
-
-
-def _nothing(model: str, hops: int, own: float) -> dict[str, Any]:
-    """The JSON result of a k that a model fails at."""
-    errors = dict.fromkeys(("routed", "routed_hard", "joint", "low", "high"))
-    controls = dict.fromkeys(("shuffled", "shuffled_within_block", "one_hop_off", "content_free", "untrained"))
-    tree: dict[str, Any] = {"nodes": [], "stray": [], **dict.fromkeys(("error", "low", "high", "without"))}
-    lists: dict[str, Any] = {name: [] for name in ("routes", "queries", "derivations", "reach")}
-    found = {"model": model, "hops": hops, "error": {"own": own, **errors}, "controls": controls, "tree": tree, **lists}
-    return found | {"explained": False, "inputs_explained": None}
+        write_found(Path(directory), {self.hops: self}, {"one": self.hops})
 
 
 def _node(node: Node) -> dict[str, Any]:
     return {name: value for name, value in node.to_json().items() if name != "kind"}
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in percent, to a tenth."""
     return f"{100 * share:.1f}%"
 
 
@@ -454,15 +355,20 @@ def _percent(share: float) -> str:
 _RECORDS = {"faithfulness": Faithfulness, "controls": Controls, "tree": ValueTree, "queries": Queries}
 
 
-def _write(target: Path, found: Mapping[int, Decompiled], more: Mapping[str, Any]) -> None:
+def write_found(target: Path, found: Mapping[int, Decompiled], more: Mapping[str, Any]) -> None:
+    """What was found at some k as a directory, whole or not at all.
+
+    Raises:
+        HopInterpError: it exists, or cannot be written.
+    """
     if target.exists():
         raise HopInterpError(f"{target} exists; what was found is saved to a directory of its own")
     records = {str(k): _record(one) for k, one in found.items()}
-    text = json.dumps({"format": _FORMAT, **more, "by_hops": records}, indent=1, allow_nan=False)
+    text = json.dumps({"format": FORMAT, **more, "by_hops": records}, indent=1, allow_nan=False)
     tensors = {
         f"{k}.{name}": getattr(one.routing, name).contiguous() for k, one in found.items() for name in ("mean", "null_mean")
     }
-    write_directory(target, {_FOUND: text.encode() + b"\n", _TENSORS: safetensors.torch.save(tensors)})
+    write_directory(target, {FOUND: text.encode() + b"\n", TENSORS: safetensors.torch.save(tensors)})
 
 
 def _record(one: Decompiled) -> dict[str, Any]:
@@ -471,33 +377,10 @@ def _record(one: Decompiled) -> dict[str, Any]:
     return {**plainly, "task": asdict(one.task), "routes": packed(one.routes), **records}
 
 
-def load_decompiled(directory: str | Path, model: ModelLike | None = None) -> Decompiled | Decompilation:
-    """What `save` wrote.
-
-    Args:
-        model: the model that it was found in, so that it can be run again.
-
-    Raises:
-        HopInterpError: no such directory, or one that holds nothing of the kind.
-    """
-    source = Path(directory)
-    network = None if model is None else Subject.of(model).weights_for("a program's run").to("cpu")
-    try:
-        given = json.loads((source / _FOUND).read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load((source / _TENSORS).read_bytes())
-        if given["format"] != _FORMAT:
-            raise HopInterpError(f"{source}: what was found was saved by another version")
-        found = {int(k): _read(one, int(k), tensors, network) for k, one in given["by_hops"].items()}
-        if "one" in given:
-            return found[given["one"]]
-        return Decompilation(model=given["model"], by_hops=found, unsolved=unpacked(dict[int, float], given["unsolved"]))
-    except OSError as error:
-        raise HopInterpError(f"{source} holds no decompiled model ({error.strerror or error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise HopInterpError(f"{source} holds no decompiled model ({type(error).__name__}: {error})") from None
-
-
-def _read(given: dict[str, Any], hops: int, tensors: Mapping[str, Tensor], network: FusedTransformer | None) -> Decompiled:
+def read_record(
+    given: dict[str, Any], hops: int, tensors: Mapping[str, Tensor], network: FusedTransformer | None
+) -> Decompiled:
+    """What `write_found` kept of one k. Raises ValueError, KeyError or TypeError where it is none of its records."""
     task = HopTask(**given["task"])
     routes = unpacked(tuple[tuple[Route, ...], ...], given["routes"])
     return Decompiled(

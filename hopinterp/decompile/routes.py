@@ -363,8 +363,7 @@ def run_routed(
     model: FusedTransformer, batch: Batch, routing: Routing, layers: Sequence[int] | None = None
 ) -> Float[Tensor, "batch position d_vocab"]:
     """Logits of the model with the patterns of all heads (of the given layers only, if given) set by rule."""
-    parts = [batch.tokens.split(_BATCH), batch.labels.split(_BATCH), batch.find1.split(_BATCH)]
-    chunks = (Batch(batch.task, *part) for part in zip(*parts, strict=True))
+    chunks = (batch[start : start + _BATCH] for start in range(0, len(batch), _BATCH))
     return torch.cat([_run_chunk(model, chunk, routing, layers) for chunk in chunks])
 
 
@@ -378,7 +377,5 @@ def _run_chunk(
             z = routing.pattern(batch, layer) @ v
         else:
             z = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=model.scale)
-        x = x + model.attn_out(z, layer)
-        if not model.spec.attn_only:
-            x = x + model.mlp(model.norm(x, f"blocks.{layer}.ln2"), layer)
+        x = model.block_end(x + model.attn_out(z, layer), layer)
     return model.unembed(x)

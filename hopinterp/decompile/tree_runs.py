@@ -14,7 +14,9 @@ from torch import Tensor
 from hopinterp.decompile.nodes import START, Node, Nodes, Place, connected
 from hopinterp.decompile.routes import Routing
 from hopinterp.errors import HopInterpError
+from hopinterp.models import blocks
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.hooks import SITES
 from hopinterp.task import Batch, HopTask
 
 
@@ -115,7 +117,7 @@ class Outside:
             null = torch.where(first[:, None, None], v[:, :, :1], routing.null_mean[layer, :, :n, :n] @ v)
             outside.null.append(null.transpose(1, 2))
             if layer + 1 < model.spec.n_layers:
-                x = block_end(model, x + model.attn_out(z, layer), layer)
+                x = model.block_end(x + model.attn_out(z, layer), layer)
         return outside
 
     @torch.no_grad()
@@ -124,7 +126,7 @@ class Outside:
         for earlier in range(len(self._routed) - 1, layer):
             z = self._by_rule(earlier)
             mid = self._routed[earlier] + self.model.attn_out(z, earlier)
-            self._routed.append(block_end(self.model, mid, earlier))
+            self._routed.append(self.model.block_end(mid, earlier))
         return self._by_rule(layer).transpose(1, 2)
 
     def _by_rule(self, layer: int) -> Float[Tensor, "sequence head position d_head"]:
@@ -133,9 +135,31 @@ class Outside:
         return z
 
 
-def block_end(model: FusedTransformer, mid: Tensor, layer: int) -> Tensor:
-    """A block's output from resid_mid."""
-    return mid if model.spec.attn_only else mid + model.mlp(model.norm(mid, f"blocks.{layer}.ln2"), layer)
+def streams_before(
+    model: FusedTransformer, tokens: Int[Tensor, "batch position"]
+) -> list[Float[Tensor, "batch position d_model"]]:
+    """The stream before every block, in the model's own run."""
+    names = [SITES["resid_pre"].at(layer) for layer in range(model.spec.n_layers)]
+    cache = model.run_with_cache(tokens, names)[1]
+    return [cache[name] for name in names]
+
+
+def values_at(
+    model: FusedTransformer, normed: Float[Tensor, "*batch d_model"], layer: int
+) -> Float[Tensor, "*batch head d_head"]:
+    """What each head of a block would read at some places, from the normed stream there."""
+    p, name = model.parameters, f"blocks.{layer}.attn."
+    weight = p[name + "W_V"].transpose(1, 2).flatten(0, 1)
+    found: Tensor = F.linear(normed, weight, p[name + "b_V"].flatten()).unflatten(-1, (model.spec.n_heads, -1))
+    return found
+
+
+def attn_out_at(
+    model: FusedTransformer, z: Float[Tensor, "*batch head d_head"], layer: int
+) -> Float[Tensor, "*batch d_model"]:
+    """What a block's attention adds at some places, from what its heads gather there."""
+    p, name = model.parameters, f"blocks.{layer}.attn."
+    return blocks.attn_out(z, p[name + "W_O"], p[name + "b_O"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,11 +319,8 @@ class TreeRunner:
     def _values(self, layer: int, streams: Mapping[Place, Stream]) -> dict[Place, Heads]:
         if not streams:
             return {}
-        p, name = self.model.parameters, f"blocks.{layer}.attn."
-        x = self.model.norm(torch.stack(list(streams.values())), f"blocks.{layer}.ln1")
-        weight = p[name + "W_V"].transpose(1, 2).flatten(0, 1)
-        v = F.linear(x, weight, p[name + "b_V"].flatten()).unflatten(-1, (self.model.spec.n_heads, -1))
-        return dict(zip(streams, v, strict=True))
+        normed = self.model.norm(torch.stack(list(streams.values())), f"blocks.{layer}.ln1")
+        return dict(zip(streams, values_at(self.model, normed, layer), strict=True))
 
     def _step(
         self,
@@ -313,9 +334,7 @@ class TreeRunner:
         if not streams:
             return {}
         z = torch.stack([self._z(layer, place, nodes.get(place, ()), values, given) for place in streams])
-        p, name = self.model.parameters, f"blocks.{layer}.attn."
-        out = F.linear(z.flatten(2), p[name + "W_O"].flatten(0, 1).T, p[name + "b_O"])
-        after = block_end(self.model, torch.stack(list(streams.values())) + out, layer)
+        after = self.model.block_end(torch.stack(list(streams.values())) + attn_out_at(self.model, z, layer), layer)
         return dict(zip(streams, after, strict=True))
 
     def _z(

@@ -194,12 +194,15 @@ class FusedTransformer:
         x = taps("hook_resid_pre", x)
         q, k, v = self.qkv(self.norm(x, f"blocks.{layer}.ln1", taps, "ln1."), layer)
         z = blocks.attention(q, k, v, self.scale, taps, drop)
-        x = x + drop(taps("hook_attn_out", self.attn_out(z, layer)))
+        return self.block_end(x + drop(taps("hook_attn_out", self.attn_out(z, layer))), layer, taps, drop)
+
+    def block_end(self, mid: Rows, layer: int, taps: Taps = NO_TAPS, drop: Dropout = NO_DROPOUT) -> Rows:
+        """A block's output from rows of resid_mid."""
         if not self.spec.attn_only:
-            x = taps("hook_resid_mid", x)
-            normed = self.norm(x, f"blocks.{layer}.ln2", taps, "ln2.")
-            x = x + drop(taps("hook_mlp_out", self.mlp(normed, layer, taps)))
-        return taps("hook_resid_post", x)
+            mid = taps("hook_resid_mid", mid)
+            normed = self.norm(mid, f"blocks.{layer}.ln2", taps, "ln2.")
+            mid = mid + drop(taps("hook_mlp_out", self.mlp(normed, layer, taps)))
+        return taps("hook_resid_post", mid)
 
     def norm(self, x: Rows, name: str, taps: Taps = NO_TAPS, tap: str = "") -> Rows:
         """A layer norm by its name ("blocks.0.ln1", "ln_final"); nothing where the model has none."""

@@ -14,9 +14,9 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 
-from hopinterp.decompile.inputs import summed
-from hopinterp.decompile.nodes import START, Node, Place, derivations
-from hopinterp.decompile.records import Decompilation, Decompiled
+from hopinterp.decompile.decompilation import Decompilation
+from hopinterp.decompile.nodes import START, Node, Place, derivations, summed
+from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.routes import Route
 from hopinterp.errors import HopInterpError
 from hopinterp.views.style import INKS, style

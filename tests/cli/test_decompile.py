@@ -3,7 +3,7 @@
 import pytest
 
 from hopinterp.decompile import decompiled
-from hopinterp.decompile.records import load_decompiled
+from hopinterp.decompile.decompilation import load_decompiled
 
 
 def test_decompile(run, doubling, tmp_path):

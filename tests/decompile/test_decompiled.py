@@ -11,10 +11,10 @@ import torch
 
 import hopinterp as hi
 from hopinterp import HopInterpError
+from hopinterp.decompile.decompilation import load_decompiled
 from hopinterp.decompile.decompiled import STAGES, decompile
 from hopinterp.decompile.differences import diff
-from hopinterp.decompile.inputs import summed
-from hopinterp.decompile.records import load_decompiled
+from hopinterp.decompile.nodes import summed
 from hopinterp.decompile.routes import run_routed
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.subject import Subject

@@ -8,10 +8,11 @@ from hopinterp import HopInterpError
 from hopinterp.decompile.derivations import find_tree
 from hopinterp.decompile.interventions import measure_interventions
 from hopinterp.decompile.nodes import Node, Place
-from hopinterp.decompile.program import decompile_twin, write_program
 from hopinterp.decompile.queries import find_queries
 from hopinterp.decompile.robustness import measure_robustness
 from hopinterp.decompile.routes import fit_routes
+from hopinterp.decompile.twin import decompile_twin
+from hopinterp.decompile.writing import write_program
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.spec import ModelSpec
 from hopinterp.theory.compiler import compile_program

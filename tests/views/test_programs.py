@@ -7,10 +7,10 @@ from matplotlib.patches import PathPatch, Rectangle
 
 import hopinterp as hi
 from hopinterp import HopInterpError
+from hopinterp.decompile.decompilation import Decompilation
 from hopinterp.decompile.decompiled import decompile
 from hopinterp.decompile.derivations import Effect
 from hopinterp.decompile.nodes import START, Node, Place
-from hopinterp.decompile.records import Decompilation
 from hopinterp.decompile.routes import Part, Route
 from hopinterp.models.subject import Subject
 from hopinterp.theory.construction import Construction
