@@ -148,7 +148,7 @@ def test_a_verdict_is_saved_whole_or_not_at_all(verdict, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("xarray.Dataset.to_netcdf", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(HopInterpError, match=r"No space left on device.*nothing was written"):
         verdict.save(tmp_path / "v")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
