@@ -67,6 +67,7 @@ HOUSE = {
         "writing",
         "twin",
         "interventions",
+        "transplants",
         "robustness",
         "kept",
         "inputs",
@@ -75,7 +76,7 @@ HOUSE = {
         "decompiled",
         "differences",
     ),
-    "judgement": ("readings", "rules", "records", "verdict"),
+    "judgement": ("readings", "laws", "rules", "comparison", "records", "verdict"),
     "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "programs", "plates", "report"),
     "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "__init__"),
 }
