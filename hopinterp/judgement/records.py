@@ -211,8 +211,8 @@ class Verdict:
                 None,
                 [
                     *self.reasons,
-                    self._foretold_text(),
-                    self._disagreements_text(),
+                    self.foretold_text,
+                    self.disagreements_text,
                     str(self.capacity),
                     grown,
                     self._controls_text(),
@@ -221,7 +221,9 @@ class Verdict:
             )
         )
 
-    def _foretold_text(self) -> str:
+    @property
+    def foretold_text(self) -> str:
+        """How often what the program says of whole blocks' transplants comes true; empty where nothing was measured."""
         if self.foretold is None or math.isnan(self.foretold.agreement.value):
             return ""
         rate, lift = self.foretold.agreement, self.foretold.lift
@@ -229,7 +231,9 @@ class Verdict:
         beside = "" if math.isnan(lift.value) else f"; elsewhere {lift.value:+.0%} beside the best single letter"
         return f"{said} agree{beside}."
 
-    def _disagreements_text(self) -> str:
+    @property
+    def disagreements_text(self) -> str:
+        """What disagrees with the program; empty where there is none."""
         if self.program is None:
             return ""
         if not self.disagreements:
@@ -361,13 +365,14 @@ class Survey:
 
     @staticmethod
     def _cells(one: Verdict) -> tuple[str, ...]:
-        seen = (hops_text(one.resolved[kind]) for kind in ("transplant", "probe"))
-        return (f"{100 * one.error['error']:.2f}", one.verdict, one.form or "", *seen)
+        reached = "" if one.program is None else ", ".join(one.program.reach_words)
+        seen = ("" if not any(one.resolved[kind]) else hops_text(one.resolved[kind]) for kind in ("transplant", "probe"))
+        return (f"{100 * one.error['error']:.2f}", one.verdict, one.form or "", one.pace or "", reached, *seen)
 
     @property
     def columns(self) -> list[str]:
         """Over `rows`."""
-        return ["k", "error %", "verdict", "form", "stands for", "holds at most"]
+        return ["k", "error %", "verdict", "form", "pace", "reaches", "stands for", "holds at most"]
 
     @property
     def reading(self) -> str:
