@@ -71,6 +71,7 @@ HOUSE = {
         "kept",
         "inputs",
         "records",
+        "guards",
         "decompilation",
         "decompiled",
         "differences",
