@@ -72,6 +72,7 @@ HOUSE = {
         "kept",
         "inputs",
         "records",
+        "guards",
         "decompilation",
         "decompiled",
         "differences",
