@@ -81,9 +81,10 @@ class PointerTree:
         """With the stray ones."""
         return frozenset(moved(node, place) for node in self.kept)
 
-    def reach(self, n_layers: int) -> tuple[int, ...]:
-        """The most hops that its nodes of blocks ≤ ℓ make known, on paths to the letters of hops 1 … u."""
-        return carried(self.nodes, range(1, self.hop + 1), n_layers)
+    def reach(self, n_layers: int, furthest: int) -> tuple[int, ...]:
+        """The most hops that its nodes of blocks ≤ ℓ make known, on paths to the letters of hops 1 … `furthest`: u for a
+        query that reads where to look (lookup), u − 1 for one that reads the letter before that (successor)."""
+        return carried(self.nodes, range(1, furthest + 1), n_layers)
 
 
 def carried(nodes: Nodes, hops: Iterable[int], n_layers: int) -> tuple[int, ...]:

@@ -147,9 +147,9 @@ def _paths(found: Decompiled) -> Iterator[tuple[Node, ...]]:
     """Every path of the circuit to the letter that it brings: of the value tree to the answer's, of each query tree to the
     letters that its query needs."""
     yield from _flat(found.tree.nodes, found.hops)
-    for query in {query.tree for query in found.queries.queries}:
-        for hop in range(1, query.hop + 1):
-            yield from _flat(query.nodes, hop)
+    for nodes, pointer in {(query.tree.nodes, query.pointer) for query in found.queries.queries}:
+        for hop in range(1, pointer + 1):
+            yield from _flat(nodes, hop)
 
 
 def _flat(nodes: Nodes, hops: int) -> Iterator[tuple[Node, ...]]:
