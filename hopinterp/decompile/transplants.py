@@ -185,9 +185,9 @@ class _Following:
 
     def _after(self, batch: Batch, q: Int[Tensor, "batch position"]) -> list[Int[Tensor, "batch position"]]:
         """The positions of the base that follow the letter at q: after the occurrence before the one with its number, and
-        after the last one before q."""
+        after the last one before q. Not i itself, which is the source's."""
         own, (by_number, by_position, _) = torch.arange(q.shape[1]), named(self.base, batch, q)
-        return [torch.where((q > 0) & (after <= own), after, 0) for after in (by_number, by_position)]
+        return [torch.where((q > 0) & (after < own), after, 0) for after in (by_number, by_position)]
 
 
 def _onward(batch: Batch, position: Int[Tensor, "batch position"], hops: int) -> Int[Tensor, "batch position"]:
