@@ -13,7 +13,7 @@ from hopinterp.decompile.routes import Routing, fit_routes, run_routed
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap_ratio, korn_graubard
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.task import Batch
+from hopinterp.task import Batch, HopTask
 
 Logits = Float[Tensor, "batch position d_vocab"]
 DRAWS = 3
@@ -78,7 +78,7 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
     Raises:
         HopInterpError: no scored position among the sequences.
     """
-    batch = _draw(model, routing, sequences, seed)
+    batch = _draw(model, routing.task, routing.hops, sequences, seed)
     own_logits, routed_logits = model(batch.tokens), run_routed(model, batch, routing)
     own, routed = (_wrong(logits, batch) for logits in (own_logits, routed_logits))
     counted = batch.scored.double()
@@ -119,17 +119,17 @@ def measure_controls(
     Args:
         sequences: of each draw; half as many for each head that is moved.
         draws: of each control that is drawn.
-        untrained: that control as measured at another k, to be reported instead of measured anew.
+        untrained: that control as `measure_untrained` gives it, maybe at another k; measured here if not given.
 
     Raises:
         HopInterpError: no scored position among the sequences.
     """
-    batch = _draw(model, routing, sequences, seed)
+    batch = _draw(model, routing.task, routing.hops, sequences, seed)
     half = batch[: max(sequences // 2, 1)]
     generator = torch.Generator().manual_seed(seed)
     moved = [(layer, head) for layer, head, route in routing.heads if any(part.hop for part in route.parts)]
     if untrained is None:
-        untrained = tuple(_untrained(model, routing, half, seed + draw) for draw in range(draws))
+        untrained = measure_untrained(model, routing.task, routing.hops, sequences=sequences, draws=draws, seed=seed)
     signs = (torch.randint(2, (len(moved),), generator=generator) * 2 - 1).tolist()
     return Controls(
         shuffled=tuple(_rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, False)),
@@ -161,17 +161,32 @@ def _shuffles(routing: Routing, draws: int, generator: torch.Generator, within: 
         yield given
 
 
-def _untrained(model: FusedTransformer, routing: Routing, batch: Batch, seed: int) -> float:
-    fresh = FusedTransformer(model.spec, model.spec.initial_parameters(seed)).to(model.device)
-    routes = fit_routes(fresh, routing.task, routing.hops, sequences=20, seed=seed)
-    return _rate(run_routed(fresh, batch, routes), batch)
+@torch.no_grad()
+def measure_untrained(
+    model: FusedTransformer, task: HopTask, hops: int, *, sequences: int = 40, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, ...]:
+    """err_k of models of the same sizes with weights as before training, on routes fitted to them, one number a draw.
+
+    Args:
+        sequences: as of the other controls: half as many serve here.
+
+    Raises:
+        HopInterpError: no scored position among the sequences.
+    """
+    batch = _draw(model, task, hops, sequences, seed)[: max(sequences // 2, 1)]
+    errors = []
+    for draw in range(seed, seed + draws):
+        fresh = FusedTransformer(model.spec, model.spec.initial_parameters(draw)).to(model.device)
+        routes = fit_routes(fresh, task, hops, sequences=20, seed=draw)
+        errors.append(_rate(run_routed(fresh, batch, routes), batch))
+    return tuple(errors)
 
 
-def _draw(model: FusedTransformer, routing: Routing, sequences: int, seed: int) -> Batch:
+def _draw(model: FusedTransformer, task: HopTask, hops: int, sequences: int, seed: int) -> Batch:
     # far from the seeds of fit_routes, so that the same `seed` gives it other sequences
-    batch = routing.task.sample(sequences, hops=routing.hops, seed=1_000_003 + seed, device=model.device)
+    batch = task.sample(sequences, hops=hops, seed=1_000_003 + seed, device=model.device)
     if not batch.scored.any():
-        raise HopInterpError(f"none of {sequences} sequences has a chain of {routing.hops} links")
+        raise HopInterpError(f"none of {sequences} sequences has a chain of {hops} links")
     return batch
 
 

@@ -103,15 +103,17 @@ class LiveState:
 
     def of_pairs(self, rows: Int[Tensor, " row"]) -> LiveState:
         """Of some of the pairs."""
-        lists = {name: [x.index_select(1, rows) for x in getattr(self, name)] for name in ("streams", "values", "z")}
-        return replace(self, **lists, logits=self.logits[rows])
+        streams, values, z = ([x.index_select(1, rows) for x in xs] for xs in (self.streams, self.values, self.z))
+        return LiveState(self.kept, streams, values, z, self.logits[rows])
 
     @classmethod
     def joined(cls, states: Sequence[LiveState]) -> LiveState:
         """The run of one circuit on the pairs of several runs."""
-        names = ("streams", "values", "z")
-        lists = {name: [torch.cat(x, 1) for x in zip(*(getattr(s, name) for s in states), strict=True)] for name in names}
-        return cls(states[0].kept, **lists, logits=torch.cat([state.logits for state in states]))
+        streams, values, z = (
+            [torch.cat(blocks, 1) for blocks in zip(*lists, strict=True)]
+            for lists in zip(*((state.streams, state.values, state.z) for state in states), strict=True)
+        )
+        return cls(states[0].kept, streams, values, z, torch.cat([state.logits for state in states]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +180,9 @@ class LiveRunner:
         """For some of the pairs."""
         pairs = self.pairs
         some = replace(pairs, base=pairs.base[rows], partner=pairs.partner[rows], position=pairs.position[rows])
-        names = ("keys", "values", "values_there")
-        lists = {name: [x.index_select(1, rows) for x in getattr(self, name)] for name in names}
-        return replace(self, pairs=some, **lists, empty=self.empty.of_pairs(rows), position=self.position[rows])
+        keys, values, there = ([x.index_select(1, rows) for x in xs] for xs in (self.keys, self.values, self.values_there))
+        empty, position = self.empty.of_pairs(rows), self.position[rows]
+        return LiveRunner(self.model, some, self.places, keys, values, there, empty, position)
 
     @property
     def whole(self) -> Sites:
@@ -354,7 +356,7 @@ def _numbers(places: Iterable[int]) -> Int[Tensor, " place"]:
 
 @dataclass(frozen=True, eq=False)
 class _Live:
-    """What the heads of a block read in one circuit's run; `told`: the places whose values are not those of the empty one."""
+    """What the heads of a block read in one circuit's run; `told`: places whose values are not those of the empty one."""
 
     layer: int
     streams: Streams
