@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hopinterp.decompile.routes import Routing, fit_routes, run_routed
+from hopinterp.decompile.routes import Routing, fit_routes, routed_streams, run_routed
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap_ratio, korn_graubard
 from hopinterp.models.fused import FusedTransformer
@@ -84,7 +84,6 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
     counted = batch.scored.double()
     low, high = _paired(own, routed, counted)
     few = batch[: max(sequences // 4, 1)]  # a block alone does less than all together: fewer sequences show it
-    blocks = range(model.spec.n_layers)
     log_own, log_routed = (logits[batch.scored].log_softmax(-1) for logits in (own_logits, routed_logits))
     total = float(counted.sum())
     return Faithfulness(
@@ -95,13 +94,32 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
         else float(routed.sum()) / total,
         low=low,
         high=high,
-        by_block=tuple(_rate(run_routed(model, few, routing, [layer]), few) for layer in blocks),
+        by_block=_by_block(model, few, routing),
         kl=float((log_own.exp() * (log_own - log_routed)).sum(-1).mean()),
         own_logit_difference=_logit_difference(own_logits, batch),
         routed_logit_difference=_logit_difference(routed_logits, batch),
         same=float((own_logits.argmax(-1) == routed_logits.argmax(-1))[batch.scored].double().mean()),
         sequences=sequences,
     )
+
+
+def _by_block(model: FusedTransformer, batch: Batch, routing: Routing) -> tuple[float, ...]:
+    """err_k with the patterns of each block alone set by rule. Up to it the model runs as it is."""
+    own = routed_streams(model, batch, routing, [])
+    runs = (routed_streams(model, batch, routing, [n], before=own[: n + 1]) for n in range(model.spec.n_layers))
+    return tuple(_rate(model.unembed(streams[-1]), batch) for streams in runs)
+
+
+def _one_hop_off(
+    model: FusedTransformer, batch: Batch, routing: Routing, moved: Sequence[tuple[int, int]], signs: Sequence[int]
+) -> tuple[float, ...]:
+    """err_k with the hops of each head in its turn moved by its sign. Up to its block the run is that of the rules."""
+    own = routed_streams(model, batch, routing)
+    runs = (
+        routed_streams(model, batch, routing.moved(layer, head, by), before=own[: layer + 1])
+        for (layer, head), by in zip(moved, signs, strict=True)
+    )
+    return tuple(_rate(model.unembed(streams[-1]), batch) for streams in runs)
 
 
 @torch.no_grad()
@@ -136,10 +154,7 @@ def measure_controls(
         shuffled_within_block=tuple(
             _rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, True)
         ),
-        one_hop_off=tuple(
-            _rate(run_routed(model, half, routing.moved(layer, head, by)), half)
-            for (layer, head), by in zip(moved, signs, strict=True)
-        ),
+        one_hop_off=_one_hop_off(model, half, routing, moved, signs),
         content_free=(_rate(run_routed(model, batch, routing.content_free), batch),),
         untrained=untrained,
         heads_moved=tuple(moved),
