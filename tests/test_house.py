@@ -51,6 +51,7 @@ HOUSE = {
     ),
     "training": ("config", "curriculum", "run", "record", "loop"),
     "decompile": (
+        "abreast",
         "routes",
         "controls",
         "nodes",
