@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 
 import xarray as xr
 
-from hopinterp.decompile.decompiled import LEAST, decompile
+from hopinterp.decompile.decompiled import LEAST, STAGES, decompile
 from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.transplants import BlockTransplants, measure_transplants
 from hopinterp.errors import HopInterpError
@@ -26,8 +26,8 @@ from hopinterp.progress import Progress, Report
 from hopinterp.task import Hops, HopTask
 from hopinterp.theory.hypotheses import claims, exact, resolved
 
-WORST = 4
-"""Times `sequences`: chains without a repeat that every k is asked on, enough to say at 100 that k is solved there."""
+WORST = 400
+"""Chains without a repeat that every k is asked on at least, enough to say that k is solved there."""
 
 
 def verify(
@@ -55,12 +55,13 @@ def verify(
     """
     subject, k = _opened(model, task), _checked(task, task.hop_count(hops))[0]
     work, said = _Work(subject, task, sequences, seed), report or _silent
+    total = 1 + len(STAGES) + len(KINDS)
     if behaviour is None:
-        said(Progress("behaviour", 0, 1))
+        said(Progress("behaviour", 0, total))
         behaviour = KINDS["behaviour"].gather(subject, task, k, sequences, seed)
     # where the model fails there is no program; the other evidence shows how
-    program = (None, "") if _fails(behaviour, k) else work.program(k, said)
-    return work.at(k, {"behaviour": behaviour}, *program, said)
+    program = (None, "") if _fails(behaviour, k) else work.program(k, _part(said, 1, total))
+    return work.at(k, {"behaviour": behaviour}, *program, _part(said, 1 + len(STAGES), total))
 
 
 def verify_all(
@@ -83,21 +84,25 @@ def verify_all(
     ks = _checked(task, range(1, task.max_hops + 1) if hops is None else hops)
     work, said = _Work(subject, task, sequences, seed), report or _silent
     said(Progress("behaviour", 0, 1))
-    gathered = {"behaviour": evaluate(subject, task, sequences=2 * sequences, seed=seed, distinct=WORST * sequences)}
-    for kind in (kind for kind in KINDS.values() if kind.every_k and kind.name not in gathered):
-        gathered[kind.name] = kind.gather(subject, task, max(ks), sequences, seed)
+    count = max(4 * sequences, WORST)
+    gathered = {"behaviour": evaluate(subject, task, sequences=2 * sequences, seed=seed, distinct=count)}
+    once = [kind for kind in KINDS.values() if kind.every_k and kind.name not in gathered]
+    gathered |= {kind.name: kind.gather(subject, task, max(ks), sequences, seed) for kind in once}
     looked_into = [k for k in ks if not _fails(gathered["behaviour"], k)]
-    programs = work.programs(looked_into, said)
+    found, each = len(STAGES) * len(looked_into), len(KINDS) - len(once)
+    total = 1 + found + each * len(looked_into)
+    programs = work.programs(looked_into, _part(said, 1, total))
     verdicts, unmeasured = {}, {}
-    for k in ks:
-        shifted = _shifted(said, k, looked_into.index(k), len(looked_into)) if k in looked_into else _silent
+    for done, k in enumerate(sorted(ks, key=looked_into.__contains__)):
+        part = _part(said, 1 + found + each * (done - len(ks) + len(looked_into)), total, f"k = {k}: ")
         try:
-            verdicts[k] = work.at(k, gathered, *programs[k], shifted) if k in programs else work.failed(k, gathered)
+            verdicts[k] = work.at(k, gathered, *programs[k], part) if k in programs else work.failed(k, gathered)
         except HopInterpError as error:
             unmeasured[k] = str(error)
     if not verdicts:
         raise HopInterpError(next(iter(unmeasured.values())))
-    said(Progress("verdicts", 1, 1))
+    said(Progress("verdicts", total, total))
+    verdicts = dict(sorted(verdicts.items()))
     return Survey(model=subject.name, verdicts=verdicts, unmeasured=unmeasured, capacity=_largest(verdicts))
 
 
@@ -148,7 +153,7 @@ class _Work:
         try:
             found = decompile(self.subject, self.task, ks, report=report, **self._drawn) if ks else None
         except HopInterpError:
-            return {k: self.program(k, report) for k in ks}
+            return {k: self.program(k) for k in ks}
         return {k: (found.by_hops[k], "") if found and k in found.by_hops else self.program(k) for k in ks}
 
     @property
@@ -189,9 +194,9 @@ def _silent(now: Progress) -> None:
     """Say nothing."""
 
 
-def _shifted(report: Report, k: int, before: int, of: int) -> Report:
-    """Progress at one of several k, after some."""
-    return lambda now: report(Progress(f"k = {k}: {now.what}", before * now.total + now.done, of * now.total, now.details))
+def _part(report: Report, before: int, total: int, start: str = "") -> Report:
+    """Progress of a part of the work, after some steps of all."""
+    return lambda now: report(Progress(start + now.what, before + now.done, total, now.details))
 
 
 def judge(
