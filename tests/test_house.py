@@ -51,6 +51,7 @@ HOUSE = {
     ),
     "training": ("config", "curriculum", "run", "record", "loop"),
     "decompile": (
+        "abreast",
         "routes",
         "controls",
         "nodes",
@@ -67,6 +68,7 @@ HOUSE = {
         "writing",
         "twin",
         "interventions",
+        "transplants",
         "robustness",
         "kept",
         "inputs",
@@ -76,7 +78,7 @@ HOUSE = {
         "decompiled",
         "differences",
     ),
-    "judgement": ("readings", "rules", "records", "verdict"),
+    "judgement": ("readings", "laws", "rules", "comparison", "records", "verdict"),
     "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "programs", "plates", "report"),
     "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "__init__"),
 }

@@ -81,9 +81,10 @@ class PointerTree:
         """With the stray ones."""
         return frozenset(moved(node, place) for node in self.kept)
 
-    def reach(self, n_layers: int) -> tuple[int, ...]:
-        """The most hops that its nodes of blocks ≤ ℓ make known, on paths to the letters of hops 1 … u."""
-        return carried(self.nodes, range(1, self.hop + 1), n_layers)
+    def reach(self, n_layers: int, furthest: int) -> tuple[int, ...]:
+        """The most hops that its nodes of blocks ≤ ℓ make known, on paths to the letters of hops 1 … `furthest`: u for a
+        query that reads where to look (lookup), u − 1 for one that reads the letter before that (successor)."""
+        return carried(self.nodes, range(1, furthest + 1), n_layers)
 
 
 def carried(nodes: Nodes, hops: Iterable[int], n_layers: int) -> tuple[int, ...]:
@@ -202,7 +203,7 @@ class _Query:
         p, name = model.parameters, f"blocks.{layer}.attn."
         normed = model.norm(drawn.streams[layer], f"blocks.{layer}.ln1")
         keys = F.linear(normed, p[name + "W_K"][head].T, p[name + "b_K"][head])[rows.sequence]
-        runner = TreeRunner(model, routing, rows, drawn.outside)
+        runner = TreeRunner(model, routing, rows, drawn.outside, until=layer)
         query = cls(runner, layer, head, part.hop, 0.0, keys, targets)
         return replace(query, own=_share(query.landing(drawn.streams[layer][rows.sequence, rows.position])))
 

@@ -38,6 +38,11 @@ class Query:
     tree: PointerTree
 
     @property
+    def pointer(self) -> int:
+        """How many hops the query has to know to look u hops back: u if it reads like lookup, else u − 1."""
+        return self.tree.hop if self.reading.reads == "lookup" else self.tree.hop - 1
+
+    @property
     def nodes(self) -> Nodes:
         """The query tree, at places of i's chain."""
         return self.tree.at(self.node.place)
@@ -93,7 +98,7 @@ class Queries:
     def known(self) -> tuple[int, ...]:
         """The most hops that a kept node of a block ≤ ℓ makes known, over the value tree and all query trees; at most k."""
         trees = [carried(self.values, [self.hops], self.n_layers)]
-        trees += [query.tree.reach(self.n_layers) for query in self.queries]
+        trees += [query.tree.reach(self.n_layers, query.pointer) for query in self.queries]
         return tuple(min(max(column), self.hops) for column in zip(*trees, strict=True))
 
     @cached_property

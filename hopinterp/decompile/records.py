@@ -372,12 +372,17 @@ def write_found(target: Path, found: Mapping[int, Decompiled], more: Mapping[str
     """
     if target.exists():
         raise HopInterpError(f"{target} exists; what was found is saved to a directory of its own")
+    write_directory(target, found_files(found, more))
+
+
+def found_files(found: Mapping[int, Decompiled], more: Mapping[str, Any]) -> dict[str, bytes]:
+    """What was found at some k as files of a directory, by name."""
     records = {str(k): _record(one) for k, one in found.items()}
     text = json.dumps({"format": FORMAT, **more, "by_hops": records}, indent=1, allow_nan=False)
     tensors = {
         f"{k}.{name}": getattr(one.routing, name).contiguous() for k, one in found.items() for name in ("mean", "null_mean")
     }
-    write_directory(target, {FOUND: text.encode() + b"\n", TENSORS: safetensors.torch.save(tensors)})
+    return {FOUND: text.encode() + b"\n", TENSORS: safetensors.torch.save(tensors)}
 
 
 def _record(one: Decompiled) -> dict[str, Any]:
