@@ -96,7 +96,7 @@ class LiveState:
     """
 
     kept: Sites
-    streams: list[Streams]
+    streams: list[Float[Tensor, "_place pair watched d_model"]]
     values: list[Heads]
     z: list[Heads]
     logits: Float[Tensor, "pair watched d_vocab"]
