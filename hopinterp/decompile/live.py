@@ -86,6 +86,7 @@ class Pairs:
 
 
 Streams = Float[Tensor, "place pair watched d_model"]
+Written = Float[Tensor, "written pair watched d_model"]  # of all places, or of i alone
 Heads = Float[Tensor, "place pair watched head d_head"]
 
 
@@ -96,7 +97,7 @@ class LiveState:
     """
 
     kept: Sites
-    streams: list[Float[Tensor, "_place pair watched d_model"]]
+    streams: list[Float[Tensor, "_ pair watched d_model"]]
     values: list[Heads]
     z: list[Heads]
     logits: Float[Tensor, "pair watched d_vocab"]
@@ -337,7 +338,7 @@ class LiveRunner:
             z += weight @ live.values[told, :, :, head].permute(1, 2, 0, 3)
         return z.permute(2, 0, 1, 3)
 
-    def _end(self, live: _Live, z: Heads, moved: set[int], told: set[int], old: Streams) -> Streams:
+    def _end(self, live: _Live, z: Heads, moved: set[int], told: set[int], old: Written) -> Written:
         """A block's output at the places that moved; elsewhere as it was."""
         if not moved:
             return old

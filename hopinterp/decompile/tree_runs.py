@@ -277,7 +277,8 @@ class TreeRunner:
     def run(self, nodes: Nodes) -> State:
         """The tree from scratch."""
         nodes = connected(nodes)
-        empty = State(frozenset(), [{} for _ in range(self._depth + 1)], [{} for _ in range(self._depth)], torch.empty(0, 0))
+        none = torch.empty(len(self.rows), 0)
+        empty = State(frozenset(), [{} for _ in range(self._depth + 1)], [{} for _ in range(self._depth)], none)
         return self._update(empty, nodes)
 
     def without(self, state: State, removed: Collection[Node]) -> State:
@@ -322,7 +323,7 @@ class TreeRunner:
             streams[-1] |= self._step(layer, {p: streams[layer][p] for p in moved}, by_place[layer], values[-1], given or {})
             changed = set(moved)
         logits = old.logits
-        if self.until is None and (changed or not len(logits)):
+        if self.until is None and (changed or not logits.shape[1]):
             logits = self.model.unembed(streams[-1][START])
         return State(nodes, streams, values, logits)
 
