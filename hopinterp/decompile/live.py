@@ -92,11 +92,17 @@ Heads = Float[Tensor, "place pair watched head d_head"]
 
 @dataclass(frozen=True, eq=False)
 class LiveState:
-    """One circuit's run: what it keeps, the streams before every block and after the last (there at i alone), how far the
-    values of each block are from those of a stream whose every head output is the partner's, head outputs, and the answers.
+    """One circuit's run.
+
+    Attributes:
+        kept: what it keeps; `by_head`: places by their number, for each layer and head.
+        streams: before every block, and after the last at i alone.
+        values: of each block, less those of a stream whose every head output is the partner's.
+        z: head outputs of each block.
     """
 
     kept: Sites
+    by_head: Mapping[tuple[int, int], frozenset[int]]
     streams: list[Float[Tensor, "_ pair watched d_model"]]
     values: list[Heads]
     z: list[Heads]
@@ -105,7 +111,7 @@ class LiveState:
     def of_pairs(self, rows: Int[Tensor, " row"]) -> LiveState:
         """Of some of the pairs."""
         streams, values, z = ([x.index_select(1, rows) for x in xs] for xs in (self.streams, self.values, self.z))
-        return LiveState(self.kept, streams, values, z, self.logits[rows])
+        return LiveState(self.kept, self.by_head, streams, values, z, self.logits[rows])
 
     @classmethod
     def joined(cls, states: Sequence[LiveState]) -> LiveState:
@@ -114,7 +120,7 @@ class LiveState:
             [torch.cat(blocks, 1) for blocks in zip(*lists, strict=True)]
             for lists in zip(*((state.streams, state.values, state.z) for state in states), strict=True)
         )
-        return cls(states[0].kept, streams, values, z, torch.cat([state.logits for state in states]))
+        return cls(states[0].kept, states[0].by_head, streams, values, z, torch.cat([state.logits for state in states]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +180,7 @@ class LiveRunner:
         last = model.spec.n_layers - 1
         streams.append(model.block_end(streams[last][:1] + attn_out_at(model, others[last][:1], last), last))
         nothing = [torch.zeros_like(v) for v in values_there]
-        empty = LiveState(frozenset(), streams, nothing, others, model.unembed(streams[-1][0]))
+        empty = LiveState(frozenset(), {}, streams, nothing, others, model.unembed(streams[-1][0]))
         return cls(model, pairs, places, keys, values, values_there, empty, position)
 
     def of_pairs(self, rows: Int[Tensor, " row"]) -> LiveRunner:
@@ -240,29 +246,29 @@ class LiveRunner:
     @torch.no_grad()
     def _update(self, old: LiveState, kept: Sites) -> LiveState:
         """Block by block: heads are run again where their sites changed or read a stream that did."""
-        before, now = self._by_head(old.kept), self._by_head(kept)
-        streams, values, zs = [old.streams[0]], [], []
+        before, now = old.by_head, self._by_head(old, kept)
+        streams, values, zs, nowhere = [old.streams[0]], [], [], frozenset[int]()
         moved: set[int] = set()  # places whose stream before the block is not that of the old run
         told: set[int] = set()  # those whose stream may be another than that of the empty circuit
         for layer in range(self._depth):
             values.append(self._values(layer, streams[layer], old.values[layer], moved, told))
             again: dict[int, set[int]] = {}
             for head in range(self.model.spec.n_heads):
-                mine, was = now.get((layer, head), set()), before.get((layer, head), set())
+                mine, was = now.get((layer, head), nowhere), before.get((layer, head), nowhere)
                 differs = self._shadows((mine ^ was) | mine.intersection(set().union(*(self._readers[n] for n in moved))))
                 if layer + 1 == self._depth:
                     differs &= {0}
                 if differs:
                     again[head] = differs
             live = _Live(layer, streams[layer], values[layer], sorted(told))
-            zs.append(self._heads(live, old.z[layer], again, {head: now.get((layer, head), set()) for head in again}))
+            zs.append(self._heads(live, old.z[layer], again, {head: now.get((layer, head), nowhere) for head in again}))
             told = told.union(*(self._shadows(mine) for (at, _), mine in now.items() if at == layer))
             moved = moved.union(*again.values())
             if layer + 1 == self._depth:
                 moved &= {0}
             streams.append(self._end(live, zs[layer], moved, told, old.streams[layer + 1]))
         logits = self.model.unembed(streams[-1][0]) if moved else old.logits
-        return LiveState(kept, streams, values, zs, logits)
+        return LiveState(kept, now, streams, values, zs, logits)
 
     @property
     def _depth(self) -> int:
@@ -281,7 +287,7 @@ class LiveRunner:
             values.index_copy_(0, at, found)
         return values
 
-    def _heads(self, live: _Live, z: Heads, again: Mapping[int, set[int]], kept: Mapping[int, set[int]]) -> Heads:
+    def _heads(self, live: _Live, z: Heads, again: Mapping[int, set[int]], kept: Mapping[int, frozenset[int]]) -> Heads:
         """A block's head outputs, run again for some heads at some places: live where kept, else the partner's."""
         if not again:
             return z
@@ -298,20 +304,24 @@ class LiveRunner:
                 made.index_copy_(0, here, torch.where(mask, self._brings(live, head, at), other))
         return z
 
-    def _by_head(self, kept: Sites) -> dict[tuple[int, int], set[int]]:
-        """Places by their number, for every head that is kept anywhere."""
-        number = {place: n for n, place in enumerate(self.places)}
-        found: dict[tuple[int, int], set[int]] = {}
-        for site in kept:
-            found.setdefault((site.layer, site.head), set()).add(number[site.place])
+    def _by_head(self, old: LiveState, kept: Sites) -> dict[tuple[int, int], frozenset[int]]:
+        """Places by their number, for every head that is kept anywhere; only what changed is looked at."""
+        found = dict(old.by_head)
+        for site in old.kept ^ kept:
+            unit = site.layer, site.head
+            found[unit] = found.get(unit, frozenset()) ^ {self._number[site.place]}
         return found
 
-    def _shadows(self, places: set[int]) -> set[int]:
+    @cached_property
+    def _number(self) -> dict[Place, int]:
+        return {place: n for n, place in enumerate(self.places)}
+
+    def _shadows(self, places: Collection[int]) -> set[int]:
         """With the places that stand for some of them in some rows."""
         names = len(self.places) // 2
-        return places | {n - names + 1 for n in places if names <= n < 2 * names - 1}
+        return {*places, *(n - names + 1 for n in places if names <= n < 2 * names - 1)}
 
-    def _mask(self, at: list[int], kept: set[int]) -> Bool[Tensor, "place pair watched"]:
+    def _mask(self, at: list[int], kept: Collection[int]) -> Bool[Tensor, "place pair watched"]:
         """Where a head is kept, under this name or the other."""
         names = len(self.places) // 2
         columns = []
@@ -335,7 +345,7 @@ class LiveRunner:
         if told := live.told:
             there = self.position[:, :, None, told].expand(-1, -1, len(at), -1)
             weight = pattern.unflatten(1, (-1, len(at))).gather(3, there) * self._counts[:, :, None, told]
-            z += weight @ live.values[told, :, :, head].permute(1, 2, 0, 3)
+            z += weight @ live.read[head]
         return z.permute(2, 0, 1, 3)
 
     def _end(self, live: _Live, z: Heads, moved: set[int], told: set[int], old: Written) -> Written:
@@ -363,3 +373,8 @@ class _Live:
     streams: Streams
     values: Heads
     told: list[int]
+
+    @cached_property
+    def read(self) -> Float[Tensor, "head pair watched told d_head"]:
+        """The values at those places."""
+        return self.values.index_select(0, _numbers(self.told)).permute(3, 1, 2, 0, 4).contiguous()
