@@ -167,12 +167,13 @@ def attn_out_at(
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """One tree's run: the stream at each place it needs, before every block and after the last, and the values read."""
+    """One tree's run: the stream at each place it needs, before every block and after the last, the values read, and the
+    answers; no rows of these, where the run ended before the last block."""
 
     nodes: Nodes
     streams: list[dict[Place, Stream]]
     values: list[dict[Place, Heads]]
-    logits: Float[Tensor, "row d_vocab"]
+    logits: Float[Tensor, "_row d_vocab"]
 
 
 @dataclass(frozen=True, eq=False)
