@@ -79,7 +79,19 @@ HOUSE = {
         "differences",
     ),
     "judgement": ("readings", "laws", "rules", "comparison", "records", "verdict"),
-    "views": ("style", "plots", "tables", "statements", "trends", "circuits", "graph", "programs", "plates", "report"),
+    "views": (
+        "style",
+        "plots",
+        "tables",
+        "statements",
+        "trends",
+        "circuits",
+        "graph",
+        "programs",
+        "plates",
+        "verdicts",
+        "report",
+    ),
     "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "__init__"),
 }
 """Rooms from the lowest up, and the files of each from the lowest up: a file imports only what stands before it."""
