@@ -43,6 +43,7 @@ class Law:
         form: lookup or successor, by what the queries read; None where they read both, or neither clearly.
         pace: of a hypothesis that has exact forms: "full" where R follows one of them, else "slack"; None otherwise.
         reasons: sentences.
+        reach: R(ℓ) as the law was read off it; empty where none was.
         culprits: nodes by which a block reaches farther than every law allows.
         explained: whether the program passes every bar. `carried`: whether it does but for the value tree, which is not
             small: routes and the circuit with its own queries do.
@@ -52,6 +53,7 @@ class Law:
     form: str | None
     pace: Pace | None
     reasons: tuple[str, ...]
+    reach: tuple[int, ...] = ()
     culprits: tuple[Node, ...] = ()
     explained: bool = True
     carried: bool = True
@@ -61,12 +63,12 @@ def judge_program(found: Decompiled) -> Law:
     """The law that a program's reach follows, if the program explains its model or at least its routes and queries do."""
     explained, carried = not found.missed, _carried(found)
     if why := too_few_hops(found.hops):
-        return Law("undetermined", None, None, (*_residue(found), why), (), explained, carried)
+        return Law("undetermined", None, None, (*_residue(found), why), found.reach, (), explained, carried)
     if carried:
         law = read_law(found)
         return replace(law, reasons=(*_residue(found), *law.reasons), explained=explained)
     verdict = "undetermined" if _may_explain(found) else "mixed"
-    return Law(verdict, None, None, _residue(found), (), explained, carried)
+    return Law(verdict, None, None, _residue(found), (), (), explained, carried)
 
 
 def read_law(found: Decompiled) -> Law:
@@ -87,9 +89,9 @@ def read_law(found: Decompiled) -> Law:
     if slowest != "sequential" and _adds_two_at_most(found, reach):
         if any(min(2 * before + 1, hops) > before + 2 for before in reach[1:-1]):
             reasons.append("No node adds two hops or more to two or more: nothing is composed, each block adds two.")
-            return Law(LINEAR, form, None, tuple(reasons))
+            return Law(LINEAR, form, None, tuple(reasons), reach)
         reasons.append(f"At k = {hops} that does not tell {slowest} from two hops a block.")
-    return Law(slowest, form, pace, tuple(reasons))
+    return Law(slowest, form, pace, tuple(reasons), reach)
 
 
 def program_controls(found: Decompiled) -> dict[str, Control]:
@@ -147,7 +149,8 @@ def _beyond(found: Decompiled, reach: Sequence[int]) -> Law:
     shown = ", ".join(map(str, sorted(nodes)))
     why = f"block {layer} reaches {reach[layer]} where {fastest} allows {allowed}{f', by {shown}' if shown else ''}"
     told = f"Blocks reach {', '.join(map(str, reach))} hops: {why}. No law known here says so."
-    return Law(BEYOND, _form(found, fastest)[0], None, (told, *_parallel(found)), tuple(sorted(nodes)))
+    form = _form(found, fastest)[0]
+    return Law(BEYOND, form, None, (told, *_parallel(found)), tuple(reach), tuple(sorted(nodes)))
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------
