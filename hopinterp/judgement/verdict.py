@@ -59,6 +59,7 @@ def verify(
     if behaviour is None:
         said(Progress("behaviour", 0, total))
         behaviour = KINDS["behaviour"].gather(subject, task, k, sequences, seed)
+    _check_measured(behaviour, k)
     # where the model fails there is no program; the other evidence shows how
     program = (None, "") if _fails(behaviour, k) else work.program(k, _part(said, 1, total))
     return work.at(k, {"behaviour": behaviour}, *program, _part(said, 1 + len(STAGES), total))
@@ -197,8 +198,13 @@ def _with_worst(behaviour: xr.Dataset, subject: Subject, task: HopTask, distinct
     return behaviour.merge(told).assign_attrs(distinct=distinct)
 
 
+def _check_measured(behaviour: xr.Dataset, hops: int) -> None:
+    if hops not in behaviour.hops:
+        raise HopInterpError(f"behaviour was measured at k = {behaviour.hops.values.tolist()}, not at k = {hops}")
+
+
 def _fails(behaviour: xr.Dataset, hops: int) -> bool:
-    return hops in behaviour.hops and bool(behaviour.failed.sel(hops=hops))
+    return bool(behaviour.failed.sel(hops=hops))
 
 
 def _silent(now: Progress) -> None:
@@ -236,8 +242,7 @@ def judge(
         raise HopInterpError(f"a verdict needs evidence of every kind; {', '.join(missing)} is missing")
     behaviour = found["behaviour"]
     k = _task(behaviour).hop_count(hops)
-    if k not in behaviour.hops:
-        raise HopInterpError(f"behaviour was measured at k = {behaviour.hops.values.tolist()}, not at k = {k}")
+    _check_measured(behaviour, k)
     n_layers = found["probe"].sizes["layer"]
     drawn = {name: int(found["probe"].attrs[name]) for name in ("sequences", "seed")} if settings is None else settings
     return _judged(found, k, drawn, n_layers, program, foretold, no_program)
