@@ -80,7 +80,8 @@ def _with_program(program: Decompiled, by_blocks: Decision) -> Decision:
     if law.carried:
         return Decision(HypothesisName(law.verdict), law.form, law.reasons, law.pace, law.reach)
     verdict = by_blocks.verdict if law.verdict == "mixed" else law.verdict
-    return Decision(HypothesisName(verdict), None, (*law.reasons, *by_blocks.reasons))
+    both = dict.fromkeys((*law.reasons, *by_blocks.reasons))  # that k is too small may be said by both
+    return Decision(HypothesisName(verdict), None, tuple(both))
 
 
 def _by_blocks(blocks: tuple[Block, ...], hops: int) -> Decision:
