@@ -1,0 +1,353 @@
+"""Interchange-intervention training: a transformer of the paper's blocks trained to follow a given program, head by head.
+
+    python -m benchmarks.hopbench.interchange lookup-4 --out runs/lookup-4      # stops and goes on: the same command again
+
+Head number h of a block is made to do what the program's head h of that block does. At every step the outputs (z) of some
+heads of one block, at some positions, become those of another sequence; the program, run on whole numbers with the same
+fields exchanged, says what the answers become at every position, and that is the target (Geiger et al. 2022). Exchanging a
+head to which the program gives nothing to do has to change nothing (Gupta et al. 2024, "strict"). What the program knows
+after a block, letters and places, is read off the stream by linear maps that are thrown away: without these a program of
+depth five is hardly ever found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from benchmarks.hopbench.truth import Truth, truth_of
+from hopinterp.decompile.nodes import Node, Place
+from hopinterp.decompile.writing import write_program
+from hopinterp.errors import HopInterpError
+from hopinterp.models import blocks, store
+from hopinterp.models.fused import FusedTransformer
+from hopinterp.task import HopTask
+from hopinterp.theory.program import Field, Program, State
+from hopinterp.theory.programs import lookup, sequential
+from hopinterp.training.config import TrainConfig
+from hopinterp.training.record import CHECKPOINT, save_checkpoint, write_file
+from hopinterp.training.run import Run, _set_rate
+
+REACHED = 0.95
+"""The least IIA over all heads of a program at which a model counts as one that follows it."""
+IIA = "iia.json"
+_IDLE = 0.25  # share of the exchanges that fall on heads which the program gives nothing to do
+_READ = 0.5  # weight of what is read off the stream
+Streams = list[Float[Tensor, "batch position d_model"]]
+Outputs = list[Float[Tensor, "batch head position d_head"]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A program that a model is trained to follow at one k, and the training's settings."""
+
+    hops: int
+    program: Callable[[HopTask, int], Program]
+    config: TrainConfig
+
+
+def _parallel(task: HopTask, hops: int) -> Program:
+    """4+1, 3+1+1 and 2+2+1 side by side, for k = 5: pointers name places."""
+    assert hops == 5
+    found = [(4, 0, 0, 4), (4, 1, 0, 3), (4, 2, 0, 2), (3, 0, 2, 2), (3, 1, 3, 1), (1, 0, 4, 1)]
+    nodes = [Node(layer, head, Place(at), "hop", jump) for layer, head, at, jump in found]
+    namings = dict.fromkeys([(layer, head) for layer, head, _, _ in found], "lookup")
+    return write_program(task, hops, 5, nodes, namings).program
+
+
+def _config(**settings: Any) -> TrainConfig:
+    small = {"d_model": 64, "letters": 30, "max_hops": 5, "batch": 32, "checkpoint_every": 500, "curriculum": False}
+    return TrainConfig(**small | {"short_until": (0.0, 0.0)} | settings)
+
+
+PLANS = {
+    "lookup-4": Plan(4, lookup, _config(layers=4, steps=3_000)),
+    "sequential-4": Plan(4, sequential, _config(layers=5, steps=4_000)),
+    "parallel-5": Plan(5, _parallel, _config(layers=5, steps=6_000, letters=36)),
+}
+"""By name. Each has another seed."""
+
+
+# -- exchanges --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """Outputs of heads of one block that become another sequence's, and what the program makes of it.
+
+    Attributes:
+        layer: the block.
+        source: of each sequence, the row that its outputs come from.
+        mask: which outputs of which heads at which positions.
+        states: the program's fields after this block and every later one.
+    """
+
+    layer: int
+    source: Int[Tensor, " batch"]
+    mask: Bool[Tensor, "batch head position"]
+    states: Sequence[State]
+
+
+def exchange(program: Program, states: Sequence[State], layer: int, mask: Bool[Tensor, "batch head position"]) -> Exchange:
+    """Exchange heads' outputs between sequences that follow each other in a batch.
+
+    Args:
+        states: the program's fields after every block, without an exchange.
+    """
+    source = torch.arange(len(mask)).roll(1)
+    after = dict(states[layer])
+    for number, head in enumerate(program.blocks[layer]):
+        for field in program.written(head):
+            other = states[layer][field.name][source]
+            after[field.name] = torch.where(mask[:, number], other, after[field.name])
+    found: list[State] = [after]
+    for later in range(layer + 1, len(program.blocks)):
+        found.append(program.step(later, found[-1]))
+    return Exchange(layer, source, mask, found)
+
+
+def draw(program: Program, n_heads: int, layer: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Which outputs are exchanged [batch, head, position]: in each sequence those of one head, idle ones included, at one
+    position, at half of them or at all."""
+    batch, positions = shape
+    busy = len(program.blocks[layer])
+    idle = n_heads - busy
+    weights = torch.tensor([(1 - _IDLE if idle else 1) / busy] * busy + [_IDLE / idle] * idle)
+    heads = torch.multinomial(weights, batch, replacement=True, generator=generator)
+    where = _positions(batch, positions, generator)
+    return F.one_hot(heads, n_heads).bool()[:, :, None] & where[:, None]
+
+
+def run(
+    model: FusedTransformer, x: Tensor, layer: int = 0, put: Tensor | None = None, mask: Tensor | None = None
+) -> tuple[Streams, Outputs]:
+    """The streams before a block, before every later one and after the last, and these blocks' heads' outputs.
+
+    Args:
+        put, mask: outputs [batch, head, position, d_head] of the first of these blocks, and which of them are put in.
+    """
+    streams, outputs = [x], []
+    for later in range(layer, model.spec.n_layers):
+        z = blocks.attend(*model.qkv(model.norm(streams[-1], f"blocks.{later}.ln1"), later), model.scale)
+        if put is not None and mask is not None and later == layer:
+            z = torch.where(mask[..., None], put, z)
+        outputs.append(z)
+        streams.append(model.block_end(streams[-1] + model.attn_out(z, later), later))
+    return streams, outputs
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+class _Readers:
+    """Linear maps from a block's output to what the program knows after it."""
+
+    def __init__(self, program: Program, d_model: int) -> None:
+        self.task = program.task
+        generator = torch.Generator().manual_seed(0)
+        self.fields: list[list[Field]] = [
+            list(dict.fromkeys(f for head in block for f in program.written(head) if f.kind in ("letter", "place")))
+            for block in program.blocks
+        ]
+        self.maps = {
+            (layer, field.name): (torch.randn(d_model, self._classes(field), generator=generator) / d_model**0.5)
+            for layer, block in enumerate(self.fields)
+            for field in block
+        }
+        for one in self.maps.values():
+            one.requires_grad_()
+
+    def _classes(self, field: Field) -> int:
+        return self.task.alphabet_size + 1 if field.kind == "letter" else self.task.n_positions
+
+    def loss(self, streams: Streams, states: Sequence[State], first: int) -> Tensor:
+        """Mean cross-entropy over the fields that blocks from `first` on write; `streams` are these blocks' outputs."""
+        found = []
+        for layer, (x, state) in enumerate(zip(streams, states, strict=True), start=first):
+            normed = F.layer_norm(x, x.shape[-1:])
+            for field in self.fields[layer]:
+                wanted = state[field.name]
+                wanted = torch.where(wanted < 0, self.task.alphabet_size, wanted)
+                found.append(
+                    F.cross_entropy((normed @ self.maps[layer, field.name]).flatten(0, 1).float(), wanted.flatten())
+                )
+        return torch.stack(found).mean() if found else torch.zeros(())
+
+
+class _Training(Run):
+    """A run whose loss also holds the program's answers under exchanges."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.config)
+        self.plan = plan
+        self.program = plan.program(plan.config.task, plan.hops)
+        self.readers = _Readers(self.program, plan.config.d_model)
+        self.reading = torch.optim.AdamW(self.readers.maps.values(), lr=3e-3, weight_decay=0.0)
+
+    def advance(self) -> float:
+        """One step; returns its loss."""
+        config, program = self.config, self.program
+        batch = config.task.sample(config.batch, hops=self.plan.hops, generator=self.generator)
+        states = program.run(batch.tokens)
+        layer = int(torch.randint(config.layers, (), generator=self.generator))
+        change = exchange(program, states, layer, draw(program, config.heads, layer, batch.tokens.shape, self.generator))
+        _set_rate(self.optimizers, config, self.step)
+        model = self.model
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            streams, outputs = run(model, model.embed(batch.tokens))
+            swapped, _ = run(model, streams[layer], layer, outputs[layer][change.source], change.mask)
+            loss = _answer_loss(model, streams[-1], batch.labels) + _READ * self.readers.loss(streams[1:], states, 0)
+            loss = loss + _answer_loss(model, swapped[-1], program.answers(change.states[-1]))
+            loss = loss + _READ * self.readers.loss(swapped[1:], change.states, layer)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.learned, config.clip)
+        for optimizer in (*self.optimizers, self.reading):
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        self.tokens += 2 * batch.tokens.numel()
+        return float(loss.detach())
+
+    def state(self) -> dict[str, Any]:
+        """As Run's, with the maps that read."""
+        maps = {f"{layer}|{name}": one.detach() for (layer, name), one in self.readers.maps.items()}
+        return super().state() | {"maps": maps, "reading": self.reading.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """As Run's, with the maps that read."""
+        super().restore(state)
+        with torch.no_grad():
+            for (layer, name), one in self.readers.maps.items():
+                one.copy_(state["maps"][f"{layer}|{name}"])
+        self.reading.load_state_dict(state["reading"])
+
+
+def _answer_loss(model: FusedTransformer, last: Tensor, labels: Int[Tensor, "batch position"]) -> Tensor:
+    """Over all positions but the hop token's."""
+    logits = model.unembed(last).float()
+    return F.cross_entropy(logits[:, 1:].flatten(0, 1), labels[:, 1:].flatten())
+
+
+@torch.no_grad()
+def interchange_accuracy(
+    model: FusedTransformer, program: Program, hops: int, *, sequences: int = 200, seed: int = 0
+) -> dict[str, Any]:
+    """IIA of every head of a program, on fresh sequences.
+
+    Returns:
+        `error`: err_k. `heads`: by "layer.head", how often the model answers what the program says when that head's outputs
+        are exchanged (at one position, half or all), of the positions at which the program's answer changes. `idle`: how
+        often an exchange of heads that the program does not use leaves the answer as it is. `least`: of `heads` and `idle`.
+    """
+    batch = program.task.sample(sequences, hops=hops, seed=seed)
+    states = program.run(batch.tokens)
+    generator = torch.Generator().manual_seed(seed)
+    streams, outputs = run(model, model.embed(batch.tokens))
+    own = model.unembed(streams[-1]).argmax(-1)
+    before = program.answers(states[-1])
+    heads: dict[str, float] = {}
+    stayed: list[Tensor] = []
+    for layer, block in enumerate(program.blocks):
+        for number in range(model.spec.n_heads):
+            positions = _positions(*batch.tokens.shape, generator)
+            mask = torch.zeros(*outputs[layer].shape[:3], dtype=torch.bool)
+            mask[:, number] = positions
+            change = exchange(program, states, layer, mask)
+            swapped, _ = run(model, streams[layer], layer, outputs[layer][change.source], mask)
+            said, wanted = model.unembed(swapped[-1]).argmax(-1), program.answers(change.states[-1])
+            if number < len(block):
+                moved = (wanted != before)[:, 1:]
+                heads[f"{layer}.{number}"] = float((said == wanted)[:, 1:][moved].float().mean()) if moved.any() else 1.0
+            else:
+                stayed.append((said == own)[:, 1:].float().mean())
+    idle = float(torch.stack(stayed).min()) if stayed else 1.0
+    error = float((own != batch.labels)[batch.scored].float().mean())
+    return {"error": error, "heads": heads, "idle": idle, "least": min(*heads.values(), idle)}
+
+
+def _positions(batch: int, positions: int, generator: torch.Generator) -> Bool[Tensor, "batch position"]:
+    """In each sequence one position, half of them or all."""
+    kind = torch.randint(3, (batch, 1), generator=generator)
+    one = torch.arange(positions) == torch.randint(1, positions, (batch, 1), generator=generator)
+    some = torch.rand(batch, positions, generator=generator) < 0.5
+    return torch.where(kind == 0, one, some | (kind == 2))
+
+
+def train(name: str, directory: Path, *, report_every: int = 250) -> FusedTransformer:
+    """Train a plan's model, or go on with it; `directory` gets the checkpoint and at the end model/ and iia.json."""
+    plan = PLANS[name]
+    directory.mkdir(parents=True, exist_ok=True)
+    training = _Training(plan)
+    if (directory / CHECKPOINT).exists():
+        training.restore(torch.load(directory / CHECKPOINT, weights_only=True))
+    started, before = time.process_time(), training.seconds
+    while training.step < plan.config.steps:
+        loss = training.advance()
+        training.seconds = before + time.process_time() - started
+        if training.step % report_every == 0:
+            print(f"{name} step {training.step} loss {loss:.3f} CPU s {training.seconds:.0f}", flush=True)
+        if training.step % plan.config.checkpoint_every == 0:
+            save_checkpoint(training, directory)
+        if training.step % (8 * report_every) == 0:
+            found = interchange_accuracy(_detached(training), training.program, plan.hops, sequences=50, seed=training.step)
+            print(f"{name} step {training.step} {json.dumps(found)}", flush=True)
+    model = _detached(training)
+    found = interchange_accuracy(model, training.program, plan.hops, seed=2**31)
+    made = {
+        "how": f"interchange-intervention training to follow {name}",
+        "steps": training.step,
+        "cpu_seconds": training.seconds,
+    }
+    store.save(directory / "model", model, plan.config.task, made, overwrite=True)
+    write_file(directory / IIA, json.dumps(found, indent=2).encode())
+    return model
+
+
+def _detached(training: Run) -> FusedTransformer:
+    return FusedTransformer(training.spec, {name: p.detach().clone() for name, p in training.model.parameters.items()})
+
+
+def known(name: str, directory: Path) -> tuple[FusedTransformer, Truth]:
+    """A plan's model, trained if it is not there yet, and what is true of it.
+
+    Heads that the program does not use change nothing, wherever they look.
+
+    Raises:
+        HopInterpError: it did not reach its program.
+    """
+    plan = PLANS[name]
+    if not (directory / IIA).exists():
+        train(name, directory)
+    found = json.loads((directory / IIA).read_text())
+    if found["least"] < REACHED:
+        raise HopInterpError(f"{name} does not follow its program: its least IIA is {found['least']:.3f}, below {REACHED}")
+    model, task = store.load_fused(directory / "model")
+    program, heads = plan.program(task, plan.hops), model.spec.n_heads
+    truth = truth_of(program, plan.hops, n_heads=heads)
+    free = {(layer, head) for layer, block in enumerate(program.blocks) for head in range(len(block), heads)}
+    return model, replace(truth, free=frozenset(free))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train one of PLANS."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=PLANS)
+    parser.add_argument("--out", type=Path, required=True, help="the run's directory; an unfinished run in it goes on")
+    settings = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    train(settings.name, settings.out)
+    print((settings.out / IIA).read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""hopinterp's own entry: what `decompile` finds, and the law that its reach follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.hopbench.contract import Answer, entry
+from benchmarks.hopbench.truth import HeadAt, Route
+from hopinterp.decompile.decompilation import unsolved
+from hopinterp.decompile.decompiled import decompile
+from hopinterp.decompile.records import Decompiled
+from hopinterp.errors import HopInterpError
+from hopinterp.models.subject import Subject
+from hopinterp.task import HopTask
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+SEQUENCES = 100
+_FREE = ("first", "content-free")
+
+
+@entry("hopinterp")
+def ours(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
+    """The program that `decompile` finds; the verdict "none" where the model does not solve k."""
+    name = "the model"
+    try:
+        found = decompile(Subject.of(model, task, name=name), task, hops, sequences=SEQUENCES)
+    except HopInterpError as error:
+        if str(error).startswith(unsolved(name, hops, 0.0).partition(":")[0]):
+            return Answer(nodes={}, routes=frozenset(), derivations=frozenset(), verdict="none")
+        raise
+    return answer_of(found)
+
+
+def answer_of(found: Decompiled) -> Answer:
+    """What was found, as an answer. A program that does not explain its model is not claimed: its verdict is not named."""
+    verdict, form, pace = _law(found)
+    derivations = frozenset(found.derivations)
+    return Answer(nodes=scores(found), routes=_routes(found), derivations=derivations, verdict=verdict, form=form, pace=pace)
+
+
+def _law(found: Decompiled) -> tuple[str | None, str | None, str | None]:
+    """Verdict, form and pace."""
+    try:
+        from hopinterp.judgement.laws import judge_program
+    except ImportError:
+        return None, None, None
+    law = judge_program(found)
+    return law.verdict, law.form, law.pace
+
+
+def scores(found: Decompiled) -> dict[HeadAt, float]:
+    """Nodes on derivations by what their removal does, above those that queries need, above those that the joint circuit has
+    besides."""
+    ranked: dict[HeadAt, float] = {}
+
+    def rank(where: HeadAt, score: float) -> None:
+        ranked[where] = max(score, ranked.get(where, 0.0))
+
+    for effect in (*found.tree.carrying, *found.tree.aside):
+        if not effect.node.place.back:
+            rank((effect.node.layer, effect.node.head, effect.node.place.at), 2 + effect.effect)
+    for node in found.queries.nodes:
+        if not node.place.back:
+            rank((node.layer, node.head, node.place.at), 1.0)
+    for site in found.queries.joint.sites:
+        if not site.place.back:
+            rank((site.layer, site.head, site.place.at), 0.5)
+    return ranked
+
+
+def _routes(found: Decompiled) -> frozenset[Route]:
+    """Every part of every head's rule but those that depend on no letter's place."""
+    heads = found.routing.heads
+    return frozenset(
+        (layer, head, part.kind, part.hop) for layer, head, route in heads for part in route.parts if part.kind not in _FREE
+    )
