@@ -59,13 +59,17 @@ class Answer:
 Entry = Callable[["HookedTransformer", HopTask, int], Answer]
 ENTRIES: dict[str, Entry] = {}
 """Tools by name, in the order of the table."""
+RANKS: set[str] = set()
+"""Those of them that only rank nodes: they claim nothing, so that a model without a circuit tells nothing about them."""
 
 
-def entry(name: str) -> Callable[[Entry], Entry]:
-    """Register a tool."""
+def entry(name: str, *, ranks: bool = False) -> Callable[[Entry], Entry]:
+    """Register a tool; `ranks` if it claims nothing and only ranks nodes."""
 
     def add(function: Entry) -> Entry:
         ENTRIES[name] = function
+        if ranks:
+            RANKS.add(name)
         return function
 
     return add

@@ -16,7 +16,7 @@ from hopinterp.models.fused import FusedTransformer
 
 Weights = dict[str, Tensor]
 _MATRICES = ("W_Q", "W_K", "W_V", "W_O")
-_NORM = 300.0
+_NORM = 3000.0
 """Half the distance of the two constant coordinates that a layer norm's scale is made by; streams are about 5 long."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from benchmarks.hopbench.contract import Answer, entry
@@ -67,7 +68,23 @@ def scores(found: Decompiled) -> dict[HeadAt, float]:
     for site in found.queries.joint.sites:
         if not site.place.back:
             rank((site.layer, site.head, site.place.at), 0.5)
+    for where in _keys(found):
+        rank(where, 0.25)
     return ranked
+
+
+def _keys(found: Decompiled) -> Iterator[HeadAt]:
+    """Heads that look at the previous token, at places where a kept head finds a position by what stands before it: no more
+    than a guess from the routes, for `decompile` takes all keys from the clean run."""
+    previous = [
+        (layer, head)
+        for layer, head, route in found.routing.heads
+        if (route.parts[0].kind, route.parts[0].hop) == ("before hop", 0)
+    ]
+    for query in found.queries.queries:
+        place = query.node.target
+        if place is not None and not place.back and query.reading.naming != "lookup":
+            yield from ((layer, head, place.at) for layer, head in previous if layer < query.node.layer)
 
 
 def _routes(found: Decompiled) -> frozenset[Route]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -29,19 +30,19 @@ if TYPE_CHECKING:
 PAIRS = 100
 STEPS = 5
 """Points between the two sequences' embeddings at which integrated gradients are taken, as in EAP-IG."""
-THRESHOLDS = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
+THRESHOLDS = (1e-3, 1e-2, 0.1, 0.3, 1.0)
 """ACDC's τ in nats: a node's score is the largest at which it is kept."""
-ACDC_PAIRS = 40
+ACDC_PAIRS = 25
 
 
-@entry("activation patching")
+@entry("activation patching", ranks=True)
 def activation_patching(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
     """The logit difference's change when one head's output at one chain position becomes the other sequence's."""
     found = patch(model, task, hops, site="z", by="chain", sequences=PAIRS)
     return Answer(nodes=_scores(found.effect))
 
 
-@entry("attribution patching")
+@entry("attribution patching", ranks=True)
 def attribution_patching(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
     """The same to first order, from one backward pass."""
     found = attribution_patch(model, task, hops, site="z", by="chain", exact=False, sequences=PAIRS)
@@ -51,15 +52,11 @@ def attribution_patching(model: HookedTransformer, task: HopTask, hops: int) -> 
 def _scores(effect: xr.DataArray) -> dict[HeadAt, float]:
     """Sizes of effects on the logit difference at chain positions; nothing where there is no scale (`Scale.effects`)."""
     here = abs(effect.sel(metric="logit_difference", where="at")).fillna(0.0)
-    return {
-        (int(layer), int(head), int(hop)): float(here.sel(layer=layer, head=head, hop=hop))
-        for layer in here.layer
-        for head in here.head
-        for hop in here.hop
-    }
+    sizes = here.transpose("layer", "head", "hop").values
+    return {(layer, head, j): float(size) for (layer, head, j), size in np.ndenumerate(sizes)}
 
 
-@entry("attribution patching, integrated gradients")
+@entry("attribution patching, integrated gradients", ranks=True)
 def integrated_gradients(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
     """Attribution patching with the mean gradient between the two sequences' embeddings (Hanna et al. 2024)."""
     weights = Subject.of(model, task).weights_for("integrated gradients")
@@ -109,7 +106,7 @@ def _attend(weights: FusedTransformer, x: Tensor, layer: int) -> Tensor:
     return blocks.attend(*weights.qkv(weights.norm(x, f"blocks.{layer}.ln1"), layer), weights.scale)
 
 
-@entry("ACDC, node by node")
+@entry("ACDC, node by node", ranks=True)
 @torch.no_grad()
 def acdc(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
     """A plain version of ACDC (Conmy et al. 2023): from the last block down, a node goes over to the other sequence for good
