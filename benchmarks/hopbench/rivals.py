@@ -56,7 +56,7 @@ def _scores(effect: xr.DataArray) -> dict[HeadAt, float]:
     return {(layer, head, j): float(size) for (layer, head, j), size in np.ndenumerate(sizes)}
 
 
-@entry("attribution patching, integrated gradients", ranks=True)
+@entry("attribution patching (integrated gradients)", ranks=True)
 def integrated_gradients(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
     """Attribution patching with the mean gradient between the two sequences' embeddings (Hanna et al. 2024)."""
     weights = Subject.of(model, task).weights_for("integrated gradients")
@@ -106,7 +106,7 @@ def _attend(weights: FusedTransformer, x: Tensor, layer: int) -> Tensor:
     return blocks.attend(*weights.qkv(weights.norm(x, f"blocks.{layer}.ln1"), layer), weights.scale)
 
 
-@entry("ACDC, node by node", ranks=True)
+@entry("ACDC (by nodes)", ranks=True)
 @torch.no_grad()
 def acdc(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
     """A plain version of ACDC (Conmy et al. 2023): from the last block down, a node goes over to the other sequence for good
