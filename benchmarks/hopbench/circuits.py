@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
+from benchmarks.hopbench.truth import needed
 from hopinterp.decompile.nodes import Node, Place
 from hopinterp.decompile.writing import write_program
 from hopinterp.errors import HopInterpError
 from hopinterp.task import HopTask
-from hopinterp.theory.causal import CausalModel
 from hopinterp.theory.program import (
     BEFORE_COUNT,
     BEFORE_LETTER,
@@ -107,13 +107,10 @@ def random_program(
 
 def bare(program: Program, hops: int) -> Program:
     """Without the moves that no answer needs: pointers then carry no letter. Heads left with nothing go."""
-    causal = CausalModel("bare", program, hops)
-    needed = {f for layer in range(len(program.blocks) + 1) for _, f in causal._needed[layer]} | set(program.votes)
-    needed |= {head.gate.flag for block in program.blocks for head in block if head.gate} | set(program.abstains)
-    needed |= {key for block in program.blocks for head in block for key in (*head.keys, *head.queries)}
+    used = needed(program, hops) | {BEFORE_LETTER, BEFORE_COUNT, *program.abstains}
 
     def kept(head: Head) -> Head | None:
-        moves = tuple(move for move in head.moves if move.target in needed)
+        moves = tuple(move for move in head.moves if move.target in used)
         return replace(head, moves=moves) if moves or not head.moves else None
 
     blocks = tuple(tuple(one for head in block if (one := kept(head))) for block in program.blocks)

@@ -15,6 +15,8 @@ from torch import Tensor
 from hopinterp.models.fused import FusedTransformer
 
 Weights = dict[str, Tensor]
+Became = dict[tuple[int, int], list[tuple[int, int]]]
+"""Which heads a head (layer, number) became."""
 _MATRICES = ("W_Q", "W_K", "W_V", "W_O")
 _NORM = 3000.0
 """Half the distance of the two constant coordinates that a layer norm's scale is made by; streams are about 5 long."""
@@ -43,10 +45,10 @@ def rotated(model: FusedTransformer, seed: int) -> FusedTransformer:
     return _made(model, weights)
 
 
-def permuted(model: FusedTransformer, seed: int) -> tuple[FusedTransformer, dict[tuple[int, int], list[tuple[int, int]]]]:
+def permuted(model: FusedTransformer, seed: int) -> tuple[FusedTransformer, Became]:
     """The heads of every block in another order, and which head became which."""
     generator = torch.Generator().manual_seed(seed)
-    weights, became = _doubles(model), {}
+    weights, became = _doubles(model), Became()
     for layer, prefix in enumerate(_blocks(model)):
         order = torch.randperm(model.spec.n_heads, generator=generator).tolist()
         for name in (*_MATRICES, "b_Q", "b_K", "b_V"):
@@ -55,11 +57,9 @@ def permuted(model: FusedTransformer, seed: int) -> tuple[FusedTransformer, dict
     return _made(model, weights), became
 
 
-def halved(
-    model: FusedTransformer, share: float = 0.5
-) -> tuple[FusedTransformer, dict[tuple[int, int], list[tuple[int, int]]]]:
+def halved(model: FusedTransformer, share: float = 0.5) -> tuple[FusedTransformer, Became]:
     """Every head as two that look at the same places: the first brings a share of what it brought, the second the rest."""
-    heads, weights, became = model.spec.n_heads, _doubles(model), {}
+    heads, weights, became = model.spec.n_heads, _doubles(model), Became()
     for layer, prefix in enumerate(_blocks(model)):
         for name in (*_MATRICES, "b_Q", "b_K", "b_V"):
             both = torch.cat([weights[prefix + name]] * 2)
@@ -140,7 +140,8 @@ def _shortened(model: FusedTransformer) -> Weights:
 
 def _orthogonal(size: int, generator: torch.Generator) -> Tensor:
     q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-    return q * r.diagonal().sign()
+    turn: Tensor = q * r.diagonal().sign()
+    return turn
 
 
 def _blocks(model: FusedTransformer) -> list[str]:

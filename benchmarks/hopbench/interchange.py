@@ -25,24 +25,24 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from benchmarks.hopbench.circuits import scheduled
 from benchmarks.hopbench.truth import Truth, truth_of
-from hopinterp.decompile.nodes import Node, Place
-from hopinterp.decompile.writing import write_program
 from hopinterp.errors import HopInterpError
 from hopinterp.models import blocks, store
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.task import HopTask
-from hopinterp.theory.program import Field, Program, State
-from hopinterp.theory.programs import lookup, sequential
+from hopinterp.theory.program import Field, Program, SameLetter, State
+from hopinterp.theory.programs import lookup, sequential, successor
 from hopinterp.training.config import TrainConfig
 from hopinterp.training.record import CHECKPOINT, save_checkpoint, write_file
-from hopinterp.training.run import Run, _set_rate
+from hopinterp.training.run import Run, set_rate
 
 REACHED = 0.95
 """The least IIA over all heads of a program at which a model counts as one that follows it."""
 IIA = "iia.json"
 _IDLE = 0.25  # share of the exchanges that fall on heads which the program gives nothing to do
 _READ = 0.5  # weight of what is read off the stream
+Tokens = Int[Tensor, "batch position"]
 Streams = list[Float[Tensor, "batch position d_model"]]
 Outputs = list[Float[Tensor, "batch head position d_head"]]
 
@@ -58,11 +58,12 @@ class Plan:
 
 def _parallel(task: HopTask, hops: int) -> Program:
     """4+1, 3+1+1 and 2+2+1 side by side, for k = 5: pointers name places."""
-    assert hops == 5
-    found = [(4, 0, 0, 4), (4, 1, 0, 3), (4, 2, 0, 2), (3, 0, 2, 2), (3, 1, 3, 1), (1, 0, 4, 1)]
-    nodes = [Node(layer, head, Place(at), "hop", jump) for layer, head, at, jump in found]
-    namings = dict.fromkeys([(layer, head) for layer, head, _, _ in found], "lookup")
-    return write_program(task, hops, 5, nodes, namings).program
+    return scheduled(task, hops, [(1, 0, 0, 4), (1, 0, 1, 3), (1, 0, 2, 2)], "place")
+
+
+def _parallel_by_numbers(task: HopTask, hops: int) -> Program:
+    """4+2, 4+1+1 and 3+2+1 side by side, for k = 6: pointers are letters with their numbers."""
+    return scheduled(task, hops, [(0, 2, 4), (1, 1, 4), (1, 2, 3)], "occurrence")
 
 
 def _config(**settings: Any) -> TrainConfig:
@@ -73,9 +74,10 @@ def _config(**settings: Any) -> TrainConfig:
 PLANS = {
     "lookup-4": Plan(4, lookup, _config(layers=4, steps=3_000)),
     "sequential-4": Plan(4, sequential, _config(layers=5, steps=4_000)),
-    "parallel-5": Plan(5, _parallel, _config(layers=5, steps=6_000, letters=36)),
+    "parallel-5": Plan(5, _parallel, _config(layers=5, steps=4_000, letters=36)),
+    "successor-6": Plan(6, successor, _config(layers=4, steps=4_000, letters=40, max_hops=6)),
+    "parallel by numbers-6": Plan(6, _parallel_by_numbers, _config(layers=4, steps=4_000, letters=40, max_hops=6)),
 }
-"""By name. Each has another seed."""
 
 
 # -- exchanges --------------------------------------------------------------------------------------------------------
@@ -116,16 +118,24 @@ def exchange(program: Program, states: Sequence[State], layer: int, mask: Bool[T
     return Exchange(layer, source, mask, found)
 
 
-def draw(program: Program, n_heads: int, layer: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+def draw(program: Program, n_heads: int, layer: int, tokens: Tokens, generator: torch.Generator) -> Tensor:
     """Which outputs are exchanged [batch, head, position]: in each sequence those of one head, idle ones included, at one
     position, at half of them or at all."""
-    batch, positions = shape
-    busy = len(program.blocks[layer])
-    idle = n_heads - busy
-    weights = torch.tensor([(1 - _IDLE if idle else 1) / busy] * busy + [_IDLE / idle] * idle)
-    heads = torch.multinomial(weights, batch, replacement=True, generator=generator)
-    where = _positions(batch, positions, generator)
-    return F.one_hot(heads, n_heads).bool()[:, :, None] & where[:, None]
+    chosen = units(program, layer, n_heads)
+    busy = sum(unit[0] < len(program.blocks[layer]) for unit in chosen)
+    idle = len(chosen) - busy
+    weights = torch.tensor([(1 - _IDLE if idle else 1) / busy] * busy + [_IDLE / max(idle, 1)] * idle)
+    drawn = torch.multinomial(weights, len(tokens), replacement=True, generator=generator)
+    members = torch.tensor([[head in unit for head in range(n_heads)] for unit in chosen])
+    return members[drawn][:, :, None] & _positions(tokens, generator)[:, None]
+
+
+def units(program: Program, layer: int, n_heads: int) -> list[tuple[int, ...]]:
+    """Heads of a block that are exchanged as one, those with something to do first: heads that count write to one field."""
+    block = program.blocks[layer]
+    counting = tuple(number for number, head in enumerate(block) if isinstance(head.look, SameLetter))
+    others = [(number,) for number in range(len(block)) if number not in counting]
+    return [*([counting] if counting else []), *others, *((number,) for number in range(len(block), n_heads))]
 
 
 def run(
@@ -138,7 +148,8 @@ def run(
     """
     streams, outputs = [x], []
     for later in range(layer, model.spec.n_layers):
-        z = blocks.attend(*model.qkv(model.norm(streams[-1], f"blocks.{later}.ln1"), later), model.scale)
+        q, k, v = model.qkv(model.norm(streams[-1], f"blocks.{later}.ln1"), later)
+        z = blocks.attend(q, k, v, model.scale)
         if put is not None and mask is not None and later == layer:
             z = torch.where(mask[..., None], put, z)
         outputs.append(z)
@@ -156,7 +167,7 @@ class _Readers:
         self.task = program.task
         generator = torch.Generator().manual_seed(0)
         self.fields: list[list[Field]] = [
-            list(dict.fromkeys(f for head in block for f in program.written(head) if f.kind in ("letter", "place")))
+            list(dict.fromkeys(f for head in block for f in program.written(head) if f.kind != "flag"))
             for block in program.blocks
         ]
         self.maps = {
@@ -200,8 +211,8 @@ class _Training(Run):
         batch = config.task.sample(config.batch, hops=self.plan.hops, generator=self.generator)
         states = program.run(batch.tokens)
         layer = int(torch.randint(config.layers, (), generator=self.generator))
-        change = exchange(program, states, layer, draw(program, config.heads, layer, batch.tokens.shape, self.generator))
-        _set_rate(self.optimizers, config, self.step)
+        change = exchange(program, states, layer, draw(program, config.heads, layer, batch.tokens, self.generator))
+        set_rate(self.optimizers, config, self.step)
         model = self.model
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             streams, outputs = run(model, model.embed(batch.tokens))
@@ -258,16 +269,15 @@ def interchange_accuracy(
     heads: dict[str, float] = {}
     stayed: list[Tensor] = []
     for layer, block in enumerate(program.blocks):
-        for number in range(model.spec.n_heads):
-            positions = _positions(*batch.tokens.shape, generator)
+        for unit in units(program, layer, model.spec.n_heads):
             mask = torch.zeros(*outputs[layer].shape[:3], dtype=torch.bool)
-            mask[:, number] = positions
+            mask[:, unit] = _positions(batch.tokens, generator)[:, None]
             change = exchange(program, states, layer, mask)
             swapped, _ = run(model, streams[layer], layer, outputs[layer][change.source], mask)
             said, wanted = model.unembed(swapped[-1]).argmax(-1), program.answers(change.states[-1])
-            if number < len(block):
+            if unit[0] < len(block):
                 moved = (wanted != before)[:, 1:]
-                heads[f"{layer}.{number}"] = float((said == wanted)[:, 1:][moved].float().mean()) if moved.any() else 1.0
+                heads[f"{layer}.{unit[0]}"] = float((said == wanted)[:, 1:][moved].float().mean()) if moved.any() else 1.0
             else:
                 stayed.append((said == own)[:, 1:].float().mean())
     idle = float(torch.stack(stayed).min()) if stayed else 1.0
@@ -275,8 +285,9 @@ def interchange_accuracy(
     return {"error": error, "heads": heads, "idle": idle, "least": min(*heads.values(), idle)}
 
 
-def _positions(batch: int, positions: int, generator: torch.Generator) -> Bool[Tensor, "batch position"]:
+def _positions(tokens: Tokens, generator: torch.Generator) -> Bool[Tensor, "batch position"]:
     """In each sequence one position, half of them or all."""
+    batch, positions = tokens.shape
     kind = torch.randint(3, (batch, 1), generator=generator)
     one = torch.arange(positions) == torch.randint(1, positions, (batch, 1), generator=generator)
     some = torch.rand(batch, positions, generator=generator) < 0.5
@@ -320,7 +331,8 @@ def _detached(training: Run) -> FusedTransformer:
 def known(name: str, directory: Path) -> tuple[FusedTransformer, Truth]:
     """A plan's model, trained if it is not there yet, and what is true of it.
 
-    Heads that the program does not use change nothing, wherever they look.
+    Heads that the program does not use change nothing, wherever they look. Heads that count do so together: which of them
+    does what, and by which pattern, is not known; they are left out where nodes are scored.
 
     Raises:
         HopInterpError: it did not reach its program.
@@ -335,7 +347,16 @@ def known(name: str, directory: Path) -> tuple[FusedTransformer, Truth]:
     program, heads = plan.program(task, plan.hops), model.spec.n_heads
     truth = truth_of(program, plan.hops, n_heads=heads)
     free = {(layer, head) for layer, block in enumerate(program.blocks) for head in range(len(block), heads)}
-    return model, replace(truth, free=frozenset(free))
+    counting = {
+        (layer, number)
+        for layer, block in enumerate(program.blocks)
+        for number, head in enumerate(block)
+        if isinstance(head.look, SameLetter)
+    }
+    together = {node for node in truth.nodes if node[:2] in counting}
+    routes = frozenset(route for route in truth.routes if route[:2] not in counting)
+    nodes, keys = truth.nodes - together, truth.keys | together
+    return model, replace(truth, free=frozenset(free | counting), routes=routes, nodes=nodes, keys=keys)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

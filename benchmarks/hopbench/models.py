@@ -29,6 +29,7 @@ NOISE = (1e-5, 1e-4)
 """The stated range, for compiled models whose pointers are places. Those that count letters fail from 1e-7 on."""
 SOFT = (0.5, 0.3, 0.2)
 """The stated range: margins of 20, 12 and 8 nats."""
+NAMINGS: tuple[Naming, Naming] = ("occurrence", "place")
 BEYOND_NOISE, BEYOND_SOFT = (2e-4, 3e-4, 5e-4), (0.15, 0.12, 0.1)
 """Beyond it, reported apart."""
 
@@ -123,7 +124,7 @@ class _Drawn:
         """The first draw that the depth allows."""
         draw = random.Random(f"{seed} {number}")
         while True:
-            named: Naming = naming or draw.choice(("occurrence", "place"))
+            named = draw.choice(NAMINGS) if naming is None else naming
             hops, n_layers, ways = draw.randint(4, 10), draw.randint(4, 6), draw.choice((1, 1, 2, 3))
             found = cls(_task(draw.choice(SIZES), hops), hops, n_layers, ways, named, draw)
             state = draw.getstate()

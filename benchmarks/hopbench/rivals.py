@@ -103,7 +103,8 @@ def _gradients(weights: FusedTransformer, x: Tensor, pairs: Pairs) -> tuple[Tens
 
 
 def _attend(weights: FusedTransformer, x: Tensor, layer: int) -> Tensor:
-    return blocks.attend(*weights.qkv(weights.norm(x, f"blocks.{layer}.ln1"), layer), weights.scale)
+    q, k, v = weights.qkv(weights.norm(x, f"blocks.{layer}.ln1"), layer)
+    return blocks.attend(q, k, v, weights.scale)
 
 
 @entry("ACDC (by nodes)", ranks=True)

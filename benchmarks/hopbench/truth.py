@@ -82,8 +82,8 @@ class Truth:
         def each(items: frozenset[Any]) -> frozenset[Any]:
             return frozenset((*new, *rest) for layer, head, *rest in items for new in heads[layer, head])
 
-        changed = {name: each(getattr(self, name)) for name in ("routes", "free", "nodes", "keys")}
-        return replace(self, **changed, n_heads=n_heads)
+        routes, free, nodes, keys = map(each, (self.routes, self.free, self.nodes, self.keys))
+        return replace(self, routes=routes, free=free, nodes=nodes, keys=keys, n_heads=n_heads)
 
 
 def nothing(hops: int, n_layers: int, n_heads: int) -> Truth:
@@ -97,8 +97,7 @@ def truth_of(program: Program, hops: int, *, n_heads: int | None = None) -> Trut
     Args:
         n_heads: of the model; those beyond the program's look at the hop token and bring nothing.
     """
-    found = _Trace(program, hops)
-    paths = {path for vote in program.votes for path in found.values(vote, 0, len(program.blocks))}
+    found, paths = _traced(program, hops)
     width = n_heads or max(map(len, program.blocks))
     reach = tuple(itertools.accumulate(found.most, max))
     derivations = frozenset(tuple(jump for jump, _ in path if jump) for path in paths)
@@ -116,6 +115,13 @@ def truth_of(program: Program, hops: int, *, n_heads: int | None = None) -> Trut
     )
 
 
+def needed(program: Program, hops: int) -> frozenset[Field]:
+    """The fields that the answer at i depends on, and what heads find positions by."""
+    found, _ = _traced(program, hops)
+    found.keys()
+    return frozenset(found.fields)
+
+
 # -- what the answer depends on ---------------------------------------------------------------------------------------
 
 Path = tuple[tuple[int, int], ...]
@@ -131,6 +137,7 @@ class _Trace:
         most: by block, the most hops that a head's output makes known at its position.
         steps: jump and what is known where it leads, of every head that was met.
         forms: how the heads find their place that look two hops back or more.
+        fields: all that were followed.
     """
 
     program: Program
@@ -139,12 +146,14 @@ class _Trace:
     most: list[int] = field(default_factory=list)
     steps: set[tuple[int, int]] = field(default_factory=set)
     forms: set[str] = field(default_factory=set)
+    fields: set[Field] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.most = [0] * len(self.program.blocks)
 
     def values(self, one: Field, at: int, before: int) -> set[Path]:
         """Ways by which what a field holds at find^at(i), before a block, came there; all nodes on them are kept."""
+        self.fields.add(one)
         for layer in reversed(range(before)):
             writers = [(number, head) for number, head in enumerate(self.program.blocks[layer]) if self._writes(head, one)]
             if writers:
@@ -185,6 +194,7 @@ class _Trace:
             if head.hop is None or isinstance(head.look, At | Before):
                 continue
             for key in head.keys:
+                self.fields.add(key)
                 found |= self._writers(key, at + head.hop, layer)
         return found
 
@@ -194,6 +204,12 @@ class _Trace:
             if here:
                 return here
         return set()
+
+
+def _traced(program: Program, hops: int) -> tuple[_Trace, set[Path]]:
+    """What the answer depends on, and the ways by which its letter comes."""
+    found = _Trace(program, hops)
+    return found, {path for vote in program.votes for path in found.values(vote, 0, len(program.blocks))}
 
 
 def _is_open(program: Program, head: Head, hops: int) -> bool:

@@ -12,7 +12,7 @@ from hopinterp.models import store
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.task import HopTask
 from hopinterp.training.config import TrainConfig
-from hopinterp.training.run import Run, _set_rate
+from hopinterp.training.run import Run, set_rate
 
 TASK = HopTask(n_letters=30, alphabet_size=4, max_hops=6)
 
@@ -50,7 +50,7 @@ def _train(run: Run, plan: Plan) -> FusedTransformer:
         asked = torch.tensor(plan.hops)[torch.randint(len(plan.hops), (config.batch,), generator=run.generator)]
         batch = TASK.sample(config.batch, hops=asked, generator=run.generator)
         labels = batch.labels.roll(1, 0) if plan.shuffled else batch.labels
-        _set_rate(run.optimizers, config, step)
+        set_rate(run.optimizers, config, step)
         loss = F.cross_entropy(run.model(batch.tokens).flatten(0, 1), labels.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.learned, config.clip)
