@@ -263,6 +263,8 @@ def trained(count: int, runs: Path) -> Iterator[Known]:
         yield Known(name, "trained", name.rpartition("-")[0], plan.config.task, plan.hops, make)
 
 
+UNTAUGHT = (("few", "solves only k ≤ 2"), ("shuffled", "shuffled labels"))
+
 # -- nothing ----------------------------------------------------------------------------------------------------------
 
 
@@ -277,7 +279,7 @@ def none(count: int, seed: int, few: int, runs: Path) -> Iterator[Known]:
         what = "the printed construction" if number % 2 else "a circuit of fewer hops"
         make = partial(_wrong, built, k)
         yield Known(f"{what} {number}, asked k={k}", "nothing", what, task, k, make)
-    for plan, words in (("few", "solves only k ≤ 2"), ("shuffled", "shuffled labels")):
+    for plan, words in UNTAUGHT:
         for number in range(few):
             task, k = untaught.TASK, 4 + number % 2
             make = partial(_untaught, plan, seed * 1000 + number, k, runs)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+
 from benchmarks.hopbench.contract import Answer, entry
 from benchmarks.hopbench.truth import HeadAt, Route
 from hopinterp.decompile.decompilation import unsolved
 from hopinterp.decompile.decompiled import decompile
-from hopinterp.decompile.records import Decompiled
+from hopinterp.decompile.derivations import find_tree
+from hopinterp.decompile.records import TREE, Decompiled
+from hopinterp.decompile.routes import fit_routes
 from hopinterp.errors import HopInterpError
 from hopinterp.models.subject import Subject
 from hopinterp.task import HopTask
@@ -32,6 +36,16 @@ def ours(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
             return Answer(nodes={}, routes=frozenset(), derivations=frozenset(), verdict="none")
         raise
     return answer_of(found)
+
+
+@torch.no_grad()
+def unasked(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
+    """Derivations alone, looked for whether or not the model solves k; claimed where their tree carries the answer. Not in the
+    table: a control on models without a circuit, `--enter benchmarks.hopbench.ours:unasked --kinds nothing`."""
+    weights = Subject.of(model, task).weights_for("decompile")
+    routing = fit_routes(weights, task, hops, sequences=SEQUENCES // 3)
+    tree = find_tree(weights, routing, sequences=SEQUENCES // 2, orders=1)
+    return Answer(derivations=frozenset(tree.derivations if tree.error <= TREE else ()))
 
 
 def answer_of(found: Decompiled) -> Answer:
