@@ -18,7 +18,7 @@ Hops = SupportsIndex | Iterable[SupportsIndex]
 """Values of k: one whole number (NumPy's and xarray's among them) or several."""
 _TRIES, _ROUNDS = 8, 60
 """Candidates for a sequence that are drawn at once, and how often, before it is said that there is none."""
-Letters = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "..."]
+Letters = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
 @dataclass(frozen=True)

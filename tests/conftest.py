@@ -14,11 +14,15 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from hopinterp.errors import HopInterpError
-from hopinterp.models import gpt2
-from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.spec import ModelSpec
-from hopinterp.task import HopTask
+from . import executed_shapes
+
+executed_shapes.install("hopinterp")
+
+from hopinterp.errors import HopInterpError  # noqa: E402
+from hopinterp.models import gpt2  # noqa: E402
+from hopinterp.models.fused import FusedTransformer  # noqa: E402
+from hopinterp.models.spec import ModelSpec  # noqa: E402
+from hopinterp.task import HopTask  # noqa: E402
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("repeatable")  # the same examples on every machine, however slow

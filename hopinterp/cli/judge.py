@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +29,7 @@ def verify(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """The verdict: does the model double its hops, go one by one, or do something else?"""
+    """The verdict on the program that the model runs: does it double its hops, go one by one, or do something else?"""
     from hopinterp.judgement import verdict
     from hopinterp.views import report as reports
     from hopinterp.views import statements
@@ -44,9 +48,18 @@ def verify(
         if report is not None:
             reports.write_report(report, found, subject.name, subject, task)
     if as_json:
-        print_json(found.to_json())
+        print_json({**found.to_json(), "model": subject.name, **_asked()})
     else:
         show(statements.judged_table(found), found.reading)
+
+
+def _asked() -> dict[str, str]:
+    """By which version, when and by which command a result was had."""
+    return {
+        "version": metadata.version("hopinterp"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["hopinterp", *sys.argv[1:]]),
+    }
 
 
 def _theorem(model: str) -> int:

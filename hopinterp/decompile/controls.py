@@ -80,9 +80,9 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
     """
     batch = _draw(model, routing, sequences, seed)
     own_logits, routed_logits = model(batch.tokens), run_routed(model, batch, routing)
-    own, routed = (_wrong(logits, batch) for logits in (own_logits, routed_logits))
+    own, routed = (wrong_answers(logits, batch) for logits in (own_logits, routed_logits))
     counted = batch.scored.double()
-    low, high = _paired(own, routed, counted)
+    low, high = paired(own, routed, counted)
     few = batch[: max(sequences // 4, 1)]  # a block alone does less than all together: fewer sequences show it
     blocks = range(model.spec.n_layers)
     log_own, log_routed = (logits[batch.scored].log_softmax(-1) for logits in (own_logits, routed_logits))
@@ -90,12 +90,10 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
     return Faithfulness(
         own=float(own.sum()) / total,
         routed=float(routed.sum()) / total,
-        routed_hard=_rate(run_routed(model, batch, routing.hard), batch)
-        if routing.is_mixed
-        else float(routed.sum()) / total,
+        routed_hard=rate(run_routed(model, batch, routing.hard), batch) if routing.is_mixed else float(routed.sum()) / total,
         low=low,
         high=high,
-        by_block=tuple(_rate(run_routed(model, few, routing, [layer]), few) for layer in blocks),
+        by_block=tuple(rate(run_routed(model, few, routing, [layer]), few) for layer in blocks),
         kl=float((log_own.exp() * (log_own - log_routed)).sum(-1).mean()),
         own_logit_difference=_logit_difference(own_logits, batch),
         routed_logit_difference=_logit_difference(routed_logits, batch),
@@ -132,15 +130,15 @@ def measure_controls(
         untrained = tuple(_untrained(model, routing, half, seed + draw) for draw in range(draws))
     signs = (torch.randint(2, (len(moved),), generator=generator) * 2 - 1).tolist()
     return Controls(
-        shuffled=tuple(_rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, False)),
+        shuffled=tuple(rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, False)),
         shuffled_within_block=tuple(
-            _rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, True)
+            rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, True)
         ),
         one_hop_off=tuple(
-            _rate(run_routed(model, half, routing.moved(layer, head, by)), half)
+            rate(run_routed(model, half, routing.moved(layer, head, by)), half)
             for (layer, head), by in zip(moved, signs, strict=True)
         ),
-        content_free=(_rate(run_routed(model, batch, routing.content_free), batch),),
+        content_free=(rate(run_routed(model, batch, routing.content_free), batch),),
         untrained=untrained,
         heads_moved=tuple(moved),
     )
@@ -164,7 +162,7 @@ def _shuffles(routing: Routing, draws: int, generator: torch.Generator, within: 
 def _untrained(model: FusedTransformer, routing: Routing, batch: Batch, seed: int) -> float:
     fresh = FusedTransformer(model.spec, model.spec.initial_parameters(seed)).to(model.device)
     routes = fit_routes(fresh, routing.task, routing.hops, sequences=20, seed=seed)
-    return _rate(run_routed(fresh, batch, routes), batch)
+    return rate(run_routed(fresh, batch, routes), batch)
 
 
 def _draw(model: FusedTransformer, routing: Routing, sequences: int, seed: int) -> Batch:
@@ -175,15 +173,15 @@ def _draw(model: FusedTransformer, routing: Routing, sequences: int, seed: int) 
     return batch
 
 
-def _wrong(logits: Logits, batch: Batch) -> Float[Tensor, "batch position"]:
+def wrong_answers(logits: Logits, batch: Batch) -> Float[Tensor, "batch position"]:
     return ((logits.argmax(-1) != batch.labels) & batch.scored).double()
 
 
-def _rate(logits: Logits, batch: Batch) -> float:
-    return float(_wrong(logits, batch).sum() / batch.scored.sum())
+def rate(logits: Logits, batch: Batch) -> float:
+    return float(wrong_answers(logits, batch).sum() / batch.scored.sum())
 
 
-def _paired(
+def paired(
     own: Float[Tensor, "sequence position"],
     routed: Float[Tensor, "sequence position"],
     counted: Float[Tensor, "sequence position"],

@@ -188,7 +188,7 @@ class LiveRunner:
 
     def run(self, kept: Iterable[Site]) -> LiveState:
         """A circuit from scratch."""
-        empty = LiveState(frozenset(), [self.embedded], [], torch.empty(0))
+        empty = LiveState(frozenset(), [self.embedded], [], self.embedded.new_empty(*self.position.shape[:2], 0))
         return self._update(empty, frozenset(kept))
 
     def change(self, state: LiveState, *, add: Collection[Site] = (), remove: Collection[Site] = ()) -> LiveState:
@@ -274,7 +274,7 @@ class LiveRunner:
             columns.append(mine)
         return torch.stack(columns, dim=-1)
 
-    def _live(self, layer: int, head: int, normed: Streams, at: list[int]) -> Float[Tensor, "pair watched place d_head"]:
+    def _live(self, layer: int, head: int, normed: Streams, at: list[int]) -> Float[Tensor, "pair watched at d_head"]:
         """What a head brings to some places by its live query; off the chain it reads the resampled values."""
         p, name = self.model.parameters, f"blocks.{layer}.attn."
         watched = self.position.shape[1]

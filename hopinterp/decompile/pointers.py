@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hopinterp.decompile.derivations import Effect, by_sequence
 from hopinterp.decompile.halving import remove
 from hopinterp.decompile.nodes import START, Node, Nodes, Place, connected, on_paths, reachable
 from hopinterp.decompile.routes import Part, Routing, positions
 from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner, streams_before
+from hopinterp.evidence.intervals import bootstrap_ratio
 from hopinterp.models.fused import FusedTransformer
 
 LOSS = 0.05
@@ -25,6 +27,7 @@ the trees of depth4 at k = 7 seed a circuit with an error of .15 instead of .09.
 WORST = 0.25
 """Where the tree of all that the routes reach lands less often, the loss is counted from there, but no tree is found if even
 that loses more than this."""
+_FRESH = 400_009  # far from the seeds of what trees are found on
 
 
 @dataclass(frozen=True)
@@ -36,21 +39,34 @@ class PointerTree:
     Attributes:
         layer, head: whose query.
         hop: u, where the head looks: find^u(p).
-        nodes: of earlier blocks, kept; all other head outputs at their places are another sequence's. Empty where the
-            letter at p itself is enough.
-        lands: how often, with these nodes, the key that the head looks at most is at find^u(p) (either part of a mixture);
-            `own`: with the model's own query; `without`: with no node at all.
-        found: whether the tree of all that the routes reach lands; if not, `nodes` is empty and `lands` is that tree's.
+        carrying: nodes of earlier blocks; all other head outputs at their places are another sequence's. Each with how much
+            less often the head lands without it, on sequences that the tree was not found on. Empty where the letter at p
+            itself is enough.
+        stray: nodes that were kept, but whose effect there may be nothing; it is that in the tree with all kept nodes.
+        lands: how often, with the carrying nodes, the key that the head looks at most is at find^u(p) (either part of a
+            mixture), on those sequences; `own`: with the model's own query; `without`: with no node at all.
+        found: whether the tree of all that the routes reach lands; if not, it has no nodes and `lands` is that tree's.
     """
 
     layer: int
     head: int
     hop: int
-    nodes: Nodes
+    carrying: tuple[Effect, ...]
+    stray: tuple[Effect, ...]
     lands: float
     own: float
     without: float
     found: bool
+
+    @property
+    def nodes(self) -> Nodes:
+        """The carrying nodes."""
+        return frozenset(effect.node for effect in self.carrying)
+
+    @property
+    def kept(self) -> Nodes:
+        """With the stray ones."""
+        return self.nodes | {effect.node for effect in self.stray}
 
     @property
     def beside(self) -> tuple[Node, ...]:
@@ -58,12 +74,17 @@ class PointerTree:
         return tuple(sorted(node for node in self.nodes if node.place == START))
 
     def at(self, place: Place) -> Nodes:
-        """The nodes where the head stands at a place of i's chain."""
+        """The carrying nodes where the head stands at a place of i's chain."""
         return frozenset(moved(node, place) for node in self.nodes)
 
-    def reach(self, n_layers: int) -> tuple[int, ...]:
-        """The most hops that its nodes of blocks ≤ ℓ make known, on paths to the letters of hops 1 … u."""
-        return carried(self.nodes, range(1, self.hop + 1), n_layers)
+    def kept_at(self, place: Place) -> Nodes:
+        """With the stray ones."""
+        return frozenset(moved(node, place) for node in self.kept)
+
+    def reach(self, n_layers: int, furthest: int) -> tuple[int, ...]:
+        """The most hops that its nodes of blocks ≤ ℓ make known, on paths to the letters of hops 1 … `furthest`: u for a
+        query that reads where to look (lookup), u − 1 for one that reads the letter before that (successor)."""
+        return carried(self.nodes, range(1, furthest + 1), n_layers)
 
 
 def carried(nodes: Nodes, hops: Iterable[int], n_layers: int) -> tuple[int, ...]:
@@ -89,8 +110,8 @@ def looks(route_parts: Sequence[Part]) -> Part | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Pointers:
-    """Finds pointer trees, each once.
+class _Drawn:
+    """Sequences that queries are run on.
 
     Attributes:
         rows: positions on the chains of scored positions; a head that looks u hops back is asked where as many are left.
@@ -103,35 +124,11 @@ class Pointers:
     rows: Rows
     outside: Outside
     streams: list[Float[Tensor, "sequence position d_model"]]
-    generator: torch.Generator
-    _trees: dict[tuple[int, int], PointerTree | None]
 
     @classmethod
-    @torch.no_grad()
-    def of(cls, model: FusedTransformer, routing: Routing, sequences: int = 30, seed: int = 0) -> Pointers:
-        """On fresh sequences."""
+    def of(cls, model: FusedTransformer, routing: Routing, sequences: int, seed: int) -> _Drawn:
         rows = Rows.draw(routing.task, routing.hops, sequences, positions=2, partners=2, seed=seed)
-        outside = Outside.of(model, routing, rows.batch)
-        streams = streams_before(model, rows.batch.tokens)
-        return cls(model, routing, rows, outside, streams, torch.Generator().manual_seed(seed + 1), {})
-
-    def tree(self, layer: int, head: int) -> PointerTree | None:
-        """The tree of a head; None where it looks by position alone."""
-        if (layer, head) not in self._trees:
-            part = looks(self.routing.routes[layer][head].parts)
-            self._trees[layer, head] = None if part is None else _Query.of(self, layer, head, part).tree()
-        return self._trees[layer, head]
-
-    def behind(self, nodes: Nodes) -> Nodes:
-        """All that some nodes' queries need, and what the queries of that need, at places of i's chain."""
-        found, todo = set[Node](), list(nodes)
-        while todo:
-            node = todo.pop()
-            tree = None if node.place.back else self.tree(node.layer, node.head)
-            new = (tree.at(node.place) if tree else frozenset()) - found
-            found |= new
-            todo += new
-        return frozenset(found)
+        return cls(model, routing, rows, Outside.of(model, routing, rows.batch), streams_before(model, rows.batch.tokens))
 
     def moved_rows(self, hop: int) -> Rows:
         """Each row moved to a place of its chain, drawn so that `hop` hops are left up to k."""
@@ -140,6 +137,47 @@ class Pointers:
         at = torch.randint(left + 1, (len(rows),), generator=generator)[:, None]
         here, there = (chain.gather(1, at)[:, 0] for chain in (rows.chain, rows.partner_chain))
         return replace(rows, position=here, partner_position=there)
+
+
+@dataclass(frozen=True, eq=False)
+class Pointers:
+    """Finds pointer trees, each once, and measures them on other sequences."""
+
+    fit: _Drawn
+    fresh: _Drawn
+    _trees: dict[tuple[int, int], PointerTree | None] = field(default_factory=dict)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: FusedTransformer, routing: Routing, sequences: int = 30, seed: int = 0) -> Pointers:
+        """Found on some sequences, measured on twice as many others."""
+        fit = _Drawn.of(model, routing, sequences, seed)
+        return cls(fit, _Drawn.of(model, routing, 2 * sequences, _FRESH + seed))
+
+    def tree(self, layer: int, head: int) -> PointerTree | None:
+        """The tree of a head; None where it looks by position alone."""
+        if (layer, head) not in self._trees:
+            part = looks(self.fit.routing.routes[layer][head].parts)
+            self._trees[layer, head] = None if part is None else self._tree(layer, head, part)
+        return self._trees[layer, head]
+
+    def _tree(self, layer: int, head: int, part: Part) -> PointerTree:
+        fit, fresh = (_Query.of(drawn, layer, head, part) for drawn in (self.fit, self.fresh))
+        kept, found = fit.prune()
+        return fresh.measure(kept, found)
+
+    def behind(self, nodes: Nodes, *, stray: bool = False) -> Nodes:
+        """All that some nodes' queries need, and what the queries of that need, at places of i's chain; if asked for, with
+        what is stray in their trees."""
+        found, todo = set[Node](), list(nodes)
+        while todo:
+            node = todo.pop()
+            tree = None if node.place.back else self.tree(node.layer, node.head)
+            needed = (tree.kept_at if stray else tree.at)(node.place) if tree else frozenset[Node]()
+            new = needed - found
+            found |= new
+            todo += new
+        return frozenset(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,22 +194,22 @@ class _Query:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, pointers: Pointers, layer: int, head: int, part: Part) -> _Query:
-        model, routing = pointers.model, pointers.routing
+    def of(cls, drawn: _Drawn, layer: int, head: int, part: Part) -> _Query:
+        model, routing = drawn.model, drawn.routing
         assert part.hop is not None
-        rows = pointers.moved_rows(part.hop)
+        rows = drawn.moved_rows(part.hop)
         parts = [p for p in routing.routes[layer][head].parts if p.kind in ("hop", "before hop") and p.hop]
         targets = torch.stack([positions(rows.batch, p)[rows.sequence, rows.position] for p in parts], dim=1)
         p, name = model.parameters, f"blocks.{layer}.attn."
-        normed = model.norm(pointers.streams[layer], f"blocks.{layer}.ln1")
+        normed = model.norm(drawn.streams[layer], f"blocks.{layer}.ln1")
         keys = F.linear(normed, p[name + "W_K"][head].T, p[name + "b_K"][head])[rows.sequence]
-        runner = TreeRunner(model, routing, rows, pointers.outside)
+        runner = TreeRunner(model, routing, rows, drawn.outside)
         query = cls(runner, layer, head, part.hop, 0.0, keys, targets)
-        return replace(query, own=query.landing(pointers.streams[layer][rows.sequence, rows.position]))
+        return replace(query, own=_share(query.landing(drawn.streams[layer][rows.sequence, rows.position])))
 
     @torch.no_grad()
-    def landing(self, stream: Float[Tensor, "row d_model"]) -> float:
-        """How often the query that a stream before the block gives looks most at where the rule says."""
+    def landing(self, stream: Float[Tensor, "row d_model"]) -> Bool[Tensor, " row"]:
+        """Where the query that a stream before the block gives looks most at where the rule says."""
         model = self.runner.model
         p, name = model.parameters, f"blocks.{self.layer}.attn."
         normed = model.norm(stream, f"blocks.{self.layer}.ln1")
@@ -179,21 +217,55 @@ class _Query:
         scores = (self.keys @ q[..., None])[..., 0] * model.scale
         future = torch.arange(scores.shape[1]) > self.runner.rows.position[:, None]
         most = scores.masked_fill(future, -torch.inf).argmax(1)
-        return float((most[:, None] == self.targets).any(1).float().mean())
+        return (most[:, None] == self.targets).any(1)
 
-    def tree(self) -> PointerTree:
-        """Prune what the routes reach, block by block from the last down, in sets before single nodes."""
-        none, state = self._lands(self.runner.run(frozenset())), self.runner.run(self._whole)
-        lands, found = (
-            self._lands(state),
-            PointerTree(self.layer, self.head, self.hop, frozenset(), none, self.own, none, True),
+    # -- measured -----------------------------------------------------------------------------------------------------
+
+    def measure(self, kept: Nodes, found: bool) -> PointerTree:
+        """A tree that was found on other sequences. Nodes whose effect may be nothing are dropped, the least first, until
+        each that is left matters."""
+        carrying, effects = kept, self._effects(kept)
+        of_kept = effects
+        while doubtful := [effect for effect in effects.values() if effect.low <= 0]:
+            least = min(doubtful, key=lambda effect: (effect.effect, effect.node))
+            carrying = connected(carrying - {least.node})
+            effects = self._effects(carrying)
+        return PointerTree(
+            self.layer,
+            self.head,
+            self.hop,
+            carrying=tuple(effects[node] for node in sorted(carrying, reverse=True)),
+            stray=tuple(of_kept[node] for node in sorted(kept - carrying, reverse=True)),
+            lands=self._lands(self.runner.run(carrying if found else self._whole)),
+            own=self.own,
+            without=self._lands(self.runner.run(frozenset())),
+            found=found,
         )
+
+    def _effects(self, nodes: Nodes) -> dict[Node, Effect]:
+        """How much less often the head lands without each node, with the paired interval."""
+        if not nodes:
+            return {}
+        ordered, state = sorted(nodes), self.runner.run(nodes)
+        before = self._landing(state).double()
+        falls = [before - self._landing(self.runner.without(state, [node])).double() for node in ordered]
+        fall, counted = by_sequence(self.runner, torch.stack(falls, dim=1))
+        low, high = bootstrap_ratio(fall, counted, seed=0)
+        measured = zip(ordered, fall.sum(0) / counted.sum(0), low, high, strict=True)
+        return {node: Effect(node, *map(float, numbers)) for node, *numbers in measured}
+
+    # -- found --------------------------------------------------------------------------------------------------------
+
+    def prune(self) -> tuple[Nodes, bool]:
+        """What is left of all that the routes reach, block by block from the last down, in sets before single nodes; and
+        whether all of that lands."""
+        none, state = self._lands(self.runner.run(frozenset())), self.runner.run(self._whole)
         if none >= (1 - LOSS) * self.own:
-            return found
+            return frozenset(), True
+        lands = self._lands(state)
         if lands < (1 - WORST) * self.own:
-            return replace(found, lands=lands, found=False)
-        kept = self._prune(state, lands, max(LOSS * self.own - (self.own - lands), LOSS / 4 * self.own))
-        return replace(found, nodes=kept.nodes, lands=self._lands(kept))
+            return frozenset(), False
+        return self._prune(state, lands, max(LOSS * self.own - (self.own - lands), LOSS / 4 * self.own)).nodes, True
 
     def _prune(self, state: State, lands: float, loss: float) -> State:
         """What is left when every node went without which no more than `loss` is lost beyond what the whole tree loses.
@@ -229,8 +301,11 @@ class _Query:
             yield named
             yield connected(named | {node for node in whole if node.layer == 0})
 
-    def _lands(self, state: State) -> float:
+    def _landing(self, state: State) -> Bool[Tensor, " row"]:
         return self.landing(state.streams[self.layer][START])
+
+    def _lands(self, state: State) -> float:
+        return _share(self._landing(state))
 
     def _try(self, state: State, tried: list[Nodes], least: float) -> State:
         """Remove what leaves the pattern landing."""
@@ -240,6 +315,10 @@ class _Query:
             return smaller if self._lands(smaller) >= least else None
 
         return remove(state, tried, without, lambda tree, units: [unit & tree.nodes for unit in units if unit & tree.nodes])
+
+
+def _share(hits: Bool[Tensor, " row"]) -> float:
+    return float(hits.float().mean())
 
 
 def _units(nodes: Sequence[Node]) -> list[Nodes]:

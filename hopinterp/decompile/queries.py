@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 
+from hopinterp.decompile.derivations import Effect
 from hopinterp.decompile.joint import Joint, find_joint
 from hopinterp.decompile.live import LiveRunner, Pairs, Site
 from hopinterp.decompile.nodes import Node, Nodes, Place
@@ -37,6 +38,11 @@ class Query:
     tree: PointerTree
 
     @property
+    def pointer(self) -> int:
+        """How many hops the query has to know to look u hops back: u if it reads like lookup, else u − 1."""
+        return self.tree.hop if self.reading.reads == "lookup" else self.tree.hop - 1
+
+    @property
     def nodes(self) -> Nodes:
         """The query tree, at places of i's chain."""
         return self.tree.at(self.node.place)
@@ -46,7 +52,15 @@ class Query:
         where = {"layer": self.node.layer, "head": self.node.head, "at": self.node.place.at}
         read = {"reads": self.reading.reads, "naming": self.reading.naming, "iia": self.reading.best}
         tree = {"lands": self.tree.lands, "own": self.tree.own, "without": self.tree.without, "found": self.tree.found}
-        return {**where, **read, **tree, "nodes": [node.to_json() for node in sorted(self.nodes)]}
+        return {**where, **read, **tree, "nodes": self._placed(self.tree.carrying), "stray": self._placed(self.tree.stray)}
+
+    def _placed(self, effects: Iterable[Effect]) -> list[dict[str, Any]]:
+        return [effect.to_json() for effect in self.placed(effects)]
+
+    def placed(self, effects: Iterable[Effect]) -> list[Effect]:
+        """Effects of nodes of the head's own chain, at places of i's, the last block first."""
+        at_place = (replace(effect, node=moved(effect.node, self.node.place)) for effect in effects)
+        return sorted(at_place, key=lambda effect: effect.node, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ class Queries:
     def known(self) -> tuple[int, ...]:
         """The most hops that a kept node of a block ≤ ℓ makes known, over the value tree and all query trees; at most k."""
         trees = [carried(self.values, [self.hops], self.n_layers)]
-        trees += [query.tree.reach(self.n_layers) for query in self.queries]
+        trees += [query.tree.reach(self.n_layers, query.pointer) for query in self.queries]
         return tuple(min(max(column), self.hops) for column in zip(*trees, strict=True))
 
     @cached_property
@@ -170,7 +184,8 @@ def find_queries(
         found = pointers.tree(node.layer, node.head)
         assert found is not None
         queries.append(Query(node, read[node.layer, node.head], found))
-    joint = _joint(model, routing, tree, needed, sequences, seed)
+    seeds = tree | pointers.behind(tree, stray=True)
+    joint = _joint(model, routing, tree, seeds, sequences, seed)
     return Queries(routing.hops, model.spec.n_layers, tree, tuple(queries), joint)
 
 
@@ -180,12 +195,12 @@ def _asked(routing: Routing, node: Node) -> int | None:
     return part.hop if part and part.kind == "hop" and node.place.back == 0 and node.kind == "hop" else None
 
 
-def _joint(model: FusedTransformer, routing: Routing, tree: Nodes, needed: Nodes, sequences: int, seed: int) -> Joint:
+def _joint(model: FusedTransformer, routing: Routing, tree: Nodes, seeds: Nodes, sequences: int, seed: int) -> Joint:
     task, hops = routing.task, routing.hops
     fit = Pairs.draw(task, hops, FIT_SEQUENCES, watched=WATCHED, seed=5 * seed + 3)
     fresh = Pairs.draw(task, hops, sequences, watched=WATCHED, seed=5 * seed + 4)
     runners = [LiveRunner.of(model, pairs, hops) for pairs in (fit, fresh)]
-    return find_joint(runners[0], runners[1], _sites(tree), _sites(needed))
+    return find_joint(runners[0], runners[1], _sites(tree), _sites(seeds))
 
 
 def _sites(nodes: Iterable[Node]) -> list[Site]:

@@ -15,6 +15,7 @@ from hopinterp.decompile.tree_runs import streams_before
 from hopinterp.evidence.intervals import bootstrap
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.task import Batch, HopTask
+from hopinterp.theory.predictions import occurrence_number, positions_behind
 
 Reads = Literal["successor", "lookup", "other"]
 Naming = Literal["lookup", "occurrence", "position", "letter"]
@@ -35,34 +36,22 @@ def predicted(base: Batch, source: Batch, hop: int) -> Int[Tensor, "naming batch
     position after a letter a of the base: *occurrence*: the one before the occurrence that a has at q, by its number;
     *position*: the last one before q; *letter*: the last one before p.
     """
-    rows = torch.arange(len(base))[:, None]
     target, q = source.find[:, hop], source.find[:, hop - 1]
-    letter = source.hop_letters[:, hop - 1].clamp_min(0)
-    latest, nth = _after(base)
-    number = (_number(source).gather(1, q) - 1).clamp_min(0)
     own = torch.arange(q.shape[1])
-    found = [target, nth[rows, letter, number], latest[rows, letter, q], latest[rows, letter, own.expand_as(q)]]
     counted = (target > 0) & (base.find[:, hop] > 0)
-    return torch.stack([torch.where(counted & (place <= own), place, 0) for place in found])
+    return torch.stack([torch.where(counted & (place <= own), place, 0) for place in (target, *named(base, source, q))])
 
 
-def _after(batch: Batch) -> tuple[Int[Tensor, "batch letter position"], Int[Tensor, "batch letter number"]]:
-    """The positions after a letter's last occurrence left of each position, and after its n-th occurrence; 0 for none."""
-    task, n = batch.task, batch.tokens.shape[1]
-    letters = torch.arange(task.alphabet_size) + task.first_letter
-    seen = batch.tokens[:, None] == letters[:, None]
-    after = torch.where(seen, torch.arange(1, n + 1), 0)
-    latest = after.cummax(-1).values.roll(1, -1)
-    latest[..., 0] = 0
-    nth = torch.zeros_like(after)
-    nth.scatter_reduce_(-1, torch.where(seen, seen.cumsum(-1), 0), after, "amax")
-    return latest, nth
-
-
-def _number(batch: Batch) -> Found:
-    """How often X_p has occurred up to p, itself included."""
-    same = batch.tokens[:, :, None] == batch.tokens[:, None]
-    return same.tril().sum(-1)
+def named(
+    base: Batch, batch: Batch, q: Int[Tensor, "batch position"]
+) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"], Int[Tensor, "batch position"]]:
+    """Positions of the base after an occurrence of the letter that stands at q in a batch: the one before the occurrence
+    with its number, the last one before q, the last one before the position itself; 0 for none."""
+    rows, letter = torch.arange(len(base))[:, None], batch.hop_letters[:, 0].gather(1, q).clamp_min(0)
+    latest, nth = positions_behind(base)
+    number = (occurrence_number(batch).gather(1, q) - 1).clamp_min(0)
+    own = torch.arange(q.shape[1]).expand_as(q)
+    return nth[rows, letter, number], latest[rows, letter, q], latest[rows, letter, own]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.controls import Controls, Faithfulness
-from hopinterp.decompile.derivations import ValueTree
+from hopinterp.decompile.derivations import Effect, ValueTree
 from hopinterp.decompile.inputs import batch_of, routing_hooks, why
 from hopinterp.decompile.kept import packed, unpacked
 from hopinterp.decompile.nodes import Jumps, Node, summed
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ROUTED, TREE, WITHOUT, JOINT = 0.01, 0.05, 0.5, 0.10
 """A cell is explained where routed − own and the errors of tree and joint circuit are at most these, and the error without
 the tree at least that; fixed on constructed and untrained models before trained ones were looked at."""
-FOUND, TENSORS, FORMAT = "decompiled.json", "patterns.safetensors", 1
+FOUND, TENSORS, FORMAT = "decompiled.json", "patterns.safetensors", 2
 _NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 _MOST = 5  # derivations in one line
 
@@ -168,7 +168,7 @@ class Decompiled:
         Raises:
             HopInterpError: tokens that ask for another k, or no model to run.
         """
-        return run_routed(self._network, batch_of(self.routing, tokens.cpu()), self.routing)
+        return run_routed(self.network_to_run, batch_of(self.routing, tokens.cpu()), self.routing)
 
     def hooks(self, tokens: Int[Tensor, "batch position"] | None = None) -> list[tuple[str, HookFunction]]:
         """The routing as TransformerLens's forward hooks, (name, f), for experiments of one's own:
@@ -180,7 +180,7 @@ class Decompiled:
         Raises:
             HopInterpError: tokens that ask for another k, or no model whose embeddings are known.
         """
-        return routing_hooks(self._network, self.routing, tokens)
+        return routing_hooks(self.network_to_run, self.routing, tokens)
 
     @torch.no_grad()
     def why(self, batch: Batch, index: int = 0, position: int = -1) -> str:
@@ -194,10 +194,11 @@ class Decompiled:
             HopInterpError: no such input, one that asks for another k or whose answer is no letter, or no model to run.
         """
         position = position % batch.tokens.shape[1] if position < 0 else position
-        return why(self._network, self.routing, self.tree, batch, index, position)
+        return why(self.network_to_run, self.routing, self.tree, batch, index, position)
 
     @property
-    def _network(self) -> FusedTransformer:
+    def network_to_run(self) -> FusedTransformer:
+        """The model. Raises HopInterpError where this was loaded without one."""
         if self.network is None:
             raise HopInterpError("this program was loaded without its model: load_decompiled(directory, model)")
         return self.network
@@ -321,7 +322,7 @@ class Decompiled:
                     "at": query.node.place.at,
                     "reads": query.reading.reads,
                     "iia": query.reading.best,
-                    "nodes": [_node(node) for node in sorted(query.nodes, reverse=True)],
+                    "nodes": [_effect(effect) for effect in query.placed(query.tree.carrying)],
                 }
                 for query in self.queries.queries
             ],
@@ -345,6 +346,10 @@ def _node(node: Node) -> dict[str, Any]:
     return {name: value for name, value in node.to_json().items() if name != "kind"}
 
 
+def _effect(effect: Effect) -> dict[str, Any]:
+    return {name: value for name, value in effect.to_json().items() if name != "kind"}
+
+
 def percent(share: float) -> str:
     """A share in percent, to a tenth."""
     return f"{100 * share:.1f}%"
@@ -363,12 +368,17 @@ def write_found(target: Path, found: Mapping[int, Decompiled], more: Mapping[str
     """
     if target.exists():
         raise HopInterpError(f"{target} exists; what was found is saved to a directory of its own")
+    write_directory(target, found_files(found, more))
+
+
+def found_files(found: Mapping[int, Decompiled], more: Mapping[str, Any]) -> dict[str, bytes]:
+    """What was found at some k as files of a directory, by name."""
     records = {str(k): _record(one) for k, one in found.items()}
     text = json.dumps({"format": FORMAT, **more, "by_hops": records}, indent=1, allow_nan=False)
     tensors = {
         f"{k}.{name}": getattr(one.routing, name).contiguous() for k, one in found.items() for name in ("mean", "null_mean")
     }
-    write_directory(target, {FOUND: text.encode() + b"\n", TENSORS: safetensors.torch.save(tensors)})
+    return {FOUND: text.encode() + b"\n", TENSORS: safetensors.torch.save(tensors)}
 
 
 def _record(one: Decompiled) -> dict[str, Any]:

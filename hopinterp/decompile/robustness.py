@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from hopinterp.decompile.routes import Routing, run_routed
@@ -104,7 +104,7 @@ def _compare(
     )
 
 
-def _rate(hits: Int[Tensor, "batch position"], counted: Bool[Tensor, "batch position"], seed: int) -> tuple[float, ...]:
+def _rate(hits: Bool[Tensor, "batch position"], counted: Bool[Tensor, "batch position"], seed: int) -> tuple[float, ...]:
     """A share of the counted positions with its interval; NaN where none counts."""
     top, bottom = (hits & counted).sum(1).double(), counted.sum(1).double()
     if not bottom.sum():

@@ -81,6 +81,7 @@ class Rows:
 
 Stream = Float[Tensor, "row d_model"]
 Heads = Float[Tensor, "row head d_head"]
+Brought = Float[Tensor, "row d_head"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,15 +251,15 @@ class TreeRunner:
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
-    def given(self, state: State, node: Node, brings: Float[Tensor, "row d_head"]) -> State:
+    def given(self, state: State, node: Node, brings: Brought) -> State:
         """A tree whose node brings something else than what it reads."""
         return self.given_all(state, {node: brings})
 
-    def given_all(self, state: State, brings: Mapping[Node, Float[Tensor, "row d_head"]]) -> State:
+    def given_all(self, state: State, brings: Mapping[Node, Brought]) -> State:
         """A tree of which several nodes bring something else than what they read."""
         return self._update(state, state.nodes, brings)
 
-    def brings(self, state: State, node: Node) -> Float[Tensor, "row d_head"]:
+    def brings(self, state: State, node: Node) -> Brought:
         """What a node brings in a tree's run, before its share is taken."""
         if node.target is None:
             return self._outside("live", node.layer, node.place)[:, node.head]
@@ -269,7 +270,7 @@ class TreeRunner:
     def run(self, nodes: Nodes) -> State:
         """The tree from scratch."""
         nodes = connected(nodes)
-        empty = State(frozenset(), [{} for _ in range(self._depth + 1)], [{} for _ in range(self._depth)], torch.empty(0))
+        empty = State(frozenset(), [{} for _ in range(self._depth + 1)], [{} for _ in range(self._depth)], torch.empty(0, 0))
         return self._update(empty, nodes)
 
     def without(self, state: State, removed: Collection[Node]) -> State:
@@ -289,7 +290,7 @@ class TreeRunner:
         return self.model.spec.n_layers
 
     @torch.no_grad()
-    def _update(self, old: State, nodes: Nodes, given: Mapping[Node, Heads] | None = None) -> State:
+    def _update(self, old: State, nodes: Nodes, given: Mapping[Node, Brought] | None = None) -> State:
         """Layer by layer: the places the tree needs, of which those are computed anew whose nodes or sources changed."""
         needed = _needed(nodes, self._depth)
         by_place = _by_place(nodes, self._depth)
@@ -328,7 +329,7 @@ class TreeRunner:
         streams: Mapping[Place, Stream],
         nodes: Mapping[Place, Collection[Node]],
         values: Mapping[Place, Heads],
-        given: Mapping[Node, Heads],
+        given: Mapping[Node, Brought],
     ) -> dict[Place, Stream]:
         """One block at some places."""
         if not streams:
@@ -343,7 +344,7 @@ class TreeRunner:
         place: Place,
         nodes: Collection[Node],
         values: Mapping[Place, Heads],
-        given: Mapping[Node, Heads],
+        given: Mapping[Node, Brought],
     ) -> Heads:
         """All heads' outputs at one place."""
         partner = self._outside("z", layer, place)

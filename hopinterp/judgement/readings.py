@@ -168,11 +168,12 @@ class Block:
         return next(filter(None, (reading.objection(r) for reading in self.readings.values())), "")
 
 
-def read_blocks(found: Mapping[str, xr.Dataset], hops: int) -> tuple[Block, ...]:
+def read_blocks(found: Mapping[str, xr.Dataset], hops: int, n_layers: int) -> tuple[Block, ...]:
     """Readings of every block at k = `hops` from the evidence by kind, each as its function returned it."""
     read = {name: called(kind.read) for name, kind in KINDS.items() if kind.read and name in found}
-    layers = found["probe"].layer.values.tolist()
-    return tuple(Block(layer, {name: one(found[name], layer, hops) for name, one in read.items()}) for layer in layers)
+    return tuple(
+        Block(layer, {name: one(found[name], layer, hops) for name, one in read.items()}) for layer in range(n_layers)
+    )
 
 
 def rows(blocks: tuple[Block, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -7,22 +7,29 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xarray as xr
 
+from hopinterp.decompile.decompilation import Decompilation, load_decompiled
+from hopinterp.decompile.interventions import Rate
+from hopinterp.decompile.kept import unpacked
+from hopinterp.decompile.records import Decompiled, found_files
+from hopinterp.decompile.transplants import BlockTransplants
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import SOLVED
+from hopinterp.judgement.laws import Pace
 from hopinterp.judgement.readings import Control, Resolved
 from hopinterp.judgement.rules import Answer
 from hopinterp.models.store import write_directory
+from hopinterp.models.subject import ModelLike
 from hopinterp.shown import Row as Row
 from hopinterp.shown import as_html, finite, plain
 from hopinterp.task import HopTask
-from hopinterp.theory.hypotheses import claims, exact, named
+from hopinterp.theory.hypotheses import NO_HYPOTHESES, claims, exact, named
 
 _JUDGEMENT = "judgement.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -55,26 +62,34 @@ class Capacity:
         measured: the largest k such that every k from 1 up to it is solved; None where that was not measured.
         held: R of the block before the last by what it holds; None where there is no such block.
         stands_for: likewise by what it stands for; None also where that is not clear.
+        reach: likewise by what the program makes known; None where there is no program.
+        worst: as `measured`, on chains on which no letter repeats two hops apart, the theorem's worst case.
     """
 
     measured: int | None
     held: int | None
     stands_for: int | None
+    reach: int | None = None
+    worst: int | None = None
 
     def to_json(self) -> dict[str, int | None]:
-        """`measured`, what doubling allows by what is held (`predicted`) and stood for (`predicted_transplant`), and what
-        every other hypothesis allows by what is held (`predicted_sequential`)."""
+        """`measured` and `worst`, what doubling allows by what is held (`predicted`), stood for (`predicted_transplant`) and
+        reached (`predicted_program`), and what every other hypothesis allows by what is held (`predicted_sequential`)."""
         allowed = {f"predicted_{name}": _allowed(name, self.held) for name in claims() if name != "doubling"}
         by_use = {"predicted_transplant": _allowed("doubling", self.stands_for)}
+        by_use |= {"predicted_program": _allowed("doubling", self.reach), "worst": self.worst}
         return {"measured": self.measured, "predicted": _allowed("doubling", self.held), **allowed, **by_use}
 
     def __str__(self) -> str:
         k, bar = self.measured, f"{SOLVED:.0%}"
         reached = "not measured" if k is None else f"every k ≤ {k} at {bar}" if k else f"k = 1 is not solved at {bar}"
-        if self.held is None:
-            return f"Capacity: {reached}."
-        said = f"Capacity: {reached}; by what the block before the last holds, the last could reach {_reach(self.held)}"
-        return f"{said}." if self.stands_for is None else f"{said}; by what it stands for, {_reach(self.stands_for)}."
+        if self.worst is not None:
+            reached += f" (k ≤ {self.worst} on chains without a repeat)"
+        ways = {"the program": self.reach, "what the block before holds": self.held}
+        ways |= {"what that stands for": self.stands_for}
+        said = [f"by {how}, {_reach(r)}" for how, r in ways.items() if r is not None]
+        allowed = f"; the last block could reach {'; '.join(said)}" if said else ""
+        return f"Capacity: {reached}{allowed}."
 
 
 def _reach(before: int) -> str:
@@ -111,7 +126,12 @@ class Verdict:
         agreement: for each two kinds of evidence.
         capacity: how far the model gets, and how far its insides let it.
         settings: bars, seeds and numbers of sequences.
+        pace: of doubling: "full" where the blocks reach what an exact form says, else "slack": depth is to spare.
+        decided_by: "program" where that decided, "blocks" where the other evidence did.
+        disagreements: sentences: what other evidence says and the program denies, or the other way round.
         evidence: the datasets, by kind.
+        program: what `decompile` found; None where there is no program to be had.
+        foretold: how often what the program says of whole blocks' transplants comes true; None without a program.
 
     Raises:
         HopInterpError: `verdict` or `form` names a hypothesis that there is not.
@@ -134,10 +154,15 @@ class Verdict:
     agreement: Mapping[str, Agreement]
     capacity: Capacity
     settings: Mapping[str, Any]
+    pace: Pace | None = None
+    decided_by: Literal["program", "blocks"] = "blocks"
+    disagreements: tuple[str, ...] = ()
     evidence: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    program: Decompiled | None = None
+    foretold: BlockTransplants | None = None
 
     def __post_init__(self) -> None:
-        if self.verdict not in ("mixed", "undetermined"):
+        if self.verdict not in NO_HYPOTHESES:
             named(self.verdict)
         if self.form is not None:
             named(self.form)
@@ -154,27 +179,66 @@ class Verdict:
 
     @property
     def headline(self) -> str:
-        """The answer in one line: verdict, form, what the blocks resolve, and what theory says they should."""
+        """The answer in one line: verdict, form, what the blocks reach, and what they could or, by theory, should."""
         form = f" ({self.form})" if self.form else ""
-        start = f"{self.model or 'the model'}, k = {self.hops}: {self.verdict}{form}."
+        start = f"{self.model or 'the model'}, k = {self.hops}: {self.verdict}{form}"
         if self.verdict == "none":
-            return f"{start} Its error is {100 * self.error['error']:.1f}%."
-        seen = f"{start} Blocks resolve {hops_text(self.resolved['transplant'])} hops"
+            return f"{start}. Its error is {100 * self.error['error']:.1f}%."
+        if self.decided_by == "program" and self.program is not None:
+            most = ", ".join(str(2**layer - 1) for layer in range(len(self.program.reach)))
+            paced = {"full": ", at full pace", "slack": ", with depth to spare"}
+            reached = ", ".join(self.program.reach_words)
+            return f"{start}{paced.get(self.pace or '', '')}. Blocks reach {reached} of at most {most} hops."
+        return f"{start}. Blocks resolve {hops_text(self.resolved['transplant'])} hops; {self._theory_text()}."
+
+    def _theory_text(self) -> str:
         told = self.form or self.verdict
         if told in self.theory:
-            return f"{seen}; theory {hops_text(self.theory[told])}."
+            return f"theory {hops_text(self.theory[told])}"
         layers = range(len(self.attended))
         theory = (
             f"{name} {', '.join(_range_text(one.holds(layer, self.hops)) for layer in layers)}"
             for name, one in claims().items()
         )
-        return f"{seen}; theory: {'; '.join(theory)}."
+        return f"theory: {'; '.join(theory)}"
 
     @property
     def reading(self) -> str:
-        """The reasons, the capacity, the growth, the controls, and last the headline: a line each."""
+        """The reasons, what disagrees, the capacity, the growth, the controls, and last the headline: a line each."""
         grown = f"Growth before k: {'; '.join(map(str, self.growth))}. {growth_in_theory()}" if self.growth else ""
-        return "\n".join(filter(None, [*self.reasons, str(self.capacity), grown, self._controls_text(), self.headline]))
+        return "\n".join(
+            filter(
+                None,
+                [
+                    *self.reasons,
+                    self.foretold_text,
+                    self.disagreements_text,
+                    str(self.capacity),
+                    grown,
+                    self._controls_text(),
+                    self.headline,
+                ],
+            )
+        )
+
+    @property
+    def foretold_text(self) -> str:
+        """How often what the program says of whole blocks' transplants comes true; empty where nothing was measured."""
+        if self.foretold is None or math.isnan(self.foretold.agreement.value):
+            return ""
+        rate, lift = self.foretold.agreement, self.foretold.lift
+        said = f"What the program foretells of a block's transplant comes true in {_interval_text(rate)} where all its ways"
+        beside = "" if math.isnan(lift.value) else f"; elsewhere {lift.value:+.0%} beside the best single letter"
+        return f"{said} agree{beside}."
+
+    @property
+    def disagreements_text(self) -> str:
+        """What disagrees with the program; empty where there is none."""
+        if self.program is None:
+            return ""
+        if not self.disagreements:
+            return "Nothing else that was measured disagrees with the program."
+        return f"Disagreeing with the program: {'; '.join(self.disagreements)}."
 
     def _controls_text(self) -> str:
         outcomes = [control.passed for control in self.controls.values()]
@@ -205,10 +269,16 @@ class Verdict:
         values["agreement"] = {pair: asdict(count) for pair, count in self.agreement.items()}
         values |= {"capacity": self.capacity.to_json(), "theory_attended": looks, "reasons": list(self.reasons)}
         values |= {"settings": dict(self.settings), "table": {label: list(cells) for label, cells in self.table}}
+        program = None if self.program is None else self.program.to_json()
+        values |= {"pace": self.pace, "decided_by": self.decided_by, "disagreements": list(self.disagreements)}
+        values |= {"program": program, "explained": None if self.program is None else self.program.explained}
+        values |= {name: [] if program is None else program[name] for name in ("derivations", "reach")}
+        values["foretold"] = None if self.foretold is None else self.foretold.to_json()
         return values | {"model": self.model, "task": asdict(self.task), "version": self.version}
 
     def save(self, directory: str | Path) -> None:
-        """Write a directory, whole or not at all: judgement.json, and a netCDF file for each kind of evidence.
+        """Write a directory, whole or not at all: judgement.json, a netCDF file for each kind of evidence, and the program
+        as `Decompiled.save` writes it.
 
         Raises:
             HopInterpError: it exists, or cannot be written.
@@ -216,14 +286,21 @@ class Verdict:
         target = Path(directory)
         if target.exists():
             raise HopInterpError(f"{target} exists; a verdict is saved to a directory of its own")
-        judgement = finite(asdict(replace(self, evidence={})))
-        text = json.dumps({"format": _FORMAT, **judgement, "evidence": list(self.evidence)}, indent=2, allow_nan=False)
-        evidence = {f"{kind}.nc": bytes(found.to_netcdf()) for kind, found in self.evidence.items()}
-        write_directory(target, {_JUDGEMENT: text.encode() + b"\n", **evidence})
+        plain_fields = asdict(replace(self, evidence={}, program=None))
+        kept = {"evidence": list(self.evidence), "program": self.program is not None}
+        text = json.dumps({"format": _FORMAT, **finite(plain_fields), **kept}, indent=2, allow_nan=False)
+        files = {_JUDGEMENT: text.encode() + b"\n"}
+        files |= {f"{kind}.nc": bytes(found.to_netcdf()) for kind, found in self.evidence.items()}
+        if self.program is not None:
+            files |= found_files({self.hops: self.program}, {"one": self.hops})
+        write_directory(target, files)
 
 
-def load_verdict(directory: str | Path) -> Verdict:
-    """What `Verdict.save` wrote, evidence included: `judge(v.evidence, v.hops)` gives the same verdict.
+def load_verdict(directory: str | Path, model: ModelLike | None = None) -> Verdict:
+    """What `Verdict.save` wrote, evidence and program included: judging these again gives the same verdict.
+
+    Args:
+        model: the model that was judged, so that its program can be run again.
 
     Raises:
         HopInterpError: no such directory, or one that holds no verdict.
@@ -234,7 +311,9 @@ def load_verdict(directory: str | Path) -> Verdict:
         if given.pop("format") != _FORMAT:
             raise HopInterpError(f"{source}: the verdict was saved by another version")
         evidence = {kind: xr.load_dataset(source / f"{kind}.nc") for kind in given.pop("evidence")}
-        return Verdict(**_typed(given), evidence=evidence)
+        program = load_decompiled(source, model) if given.pop("program") else None
+        assert not isinstance(program, Decompilation)
+        return Verdict(**_typed(given), evidence=evidence, program=program)
     except OSError as error:
         raise HopInterpError(f"{source} holds no verdict ({error.strerror or error})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -243,7 +322,9 @@ def load_verdict(directory: str | Path) -> Verdict:
 
 def _typed(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a verdict, its records made of what JSON kept of them."""
-    values = given | {"task": HopTask(**given["task"]), "reasons": tuple(given["reasons"])}
+    values = given | {"task": HopTask(**given["task"])}
+    values |= {name: tuple(given[name]) for name in ("reasons", "disagreements")}
+    values["foretold"] = unpacked(BlockTransplants | None, given["foretold"])
     values["error"] = {name: _number(value) for name, value in given["error"].items()}
     values["table"] = tuple((label, tuple(cells)) for label, cells in given["table"])
     values["resolved"] = {
@@ -284,13 +365,14 @@ class Survey:
 
     @staticmethod
     def _cells(one: Verdict) -> tuple[str, ...]:
-        seen = (hops_text(one.resolved[kind]) for kind in ("transplant", "probe"))
-        return (f"{100 * one.error['error']:.2f}", one.verdict, one.form or "", *seen)
+        reached = "" if one.program is None else ", ".join(one.program.reach_words)
+        seen = ("" if not any(one.resolved[kind]) else hops_text(one.resolved[kind]) for kind in ("transplant", "probe"))
+        return (f"{100 * one.error['error']:.2f}", one.verdict, one.form or "", one.pace or "", reached, *seen)
 
     @property
     def columns(self) -> list[str]:
         """Over `rows`."""
-        return ["k", "error %", "verdict", "form", "stands for", "holds at most"]
+        return ["k", "error %", "verdict", "form", "pace", "reaches", "stands for", "holds at most"]
 
     @property
     def reading(self) -> str:
@@ -330,6 +412,10 @@ def growth_in_theory() -> str:
     """Between which ratios each hypothesis grows."""
     said = ("{} {:g} to {:g}".format(name, *one.ratios()) for name, one in claims().items())
     return f"In theory: {', '.join(said)}."
+
+
+def _interval_text(rate: Rate) -> str:
+    return f"{rate.value:.0%} ({100 * rate.low:.0f} to {100 * rate.high:.0f})"
 
 
 def _range_text(r: range) -> str:

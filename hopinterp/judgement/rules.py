@@ -1,64 +1,98 @@
-"""Which hypothesis the readings of all blocks allow.
+"""Which law a model follows at one k: by the program that it runs, where that is known, else by the readings of all blocks.
 
 *Behaviour* comes first. A model *solves* k where the upper 95% end of err_k is at most 1%, here as everywhere; it fails at
 k, verdict "none", where the lower end is above 5%. Of one that surely does not fail (the upper end is at most 5%) the
 mechanism can be judged, whether it solves k or not: which of the two, the first reason says. Where 5% lies inside the
 interval, the verdict is "undetermined".
 
-Then, block by block: *transplants* say what a block's output stands for downstream: where they single out one r, the
-hypothesis must say r. *Probes* say what can be read: hop r must not be surely absent. The *light cone* says what is still
-needed: no find^j(i) with j < r may be. So each kind of evidence objects for itself (`Reading.objection`). The last block
-must have resolved k. A hypothesis stands if some course R(0), R(1), … that follows its recursion passes every block.
-Attention is reported, and does not vote.
+Then the *program*: where it explains the model, its reach decides (`laws`). Where it does not, the readings of the blocks
+may: *transplants* say what a block's output stands for downstream: where they single out one r, the hypothesis must say r.
+*Probes* say what can be read: hop r must not be surely absent. The *light cone* says what is still needed: no find^j(i) with
+j < r may be. So each kind of evidence objects for itself (`Reading.objection`). The last block must have resolved k. A
+hypothesis stands if some course R(0), R(1), … that follows its recursion passes every block. Attention is reported, and does
+not vote. Where the blocks name nothing either, but the model runs on its routes and the circuit with its own queries
+answers, the reach still decides: only the value tree is not small. What is left is "mixed".
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NewType
 
+from hopinterp.decompile.records import Decompiled
 from hopinterp.evidence.reading.behaviour import FAILED, SOLVED
+from hopinterp.judgement.laws import Pace, judge_program
 from hopinterp.judgement.readings import Block
-from hopinterp.theory.hypotheses import Hypothesis, claims, exact
+from hopinterp.theory.hypotheses import Hypothesis, claims, exact, too_few_hops
 
 HypothesisName = NewType("HypothesisName", str)
 """The name of a hypothesis in the registry."""
 
-Answer = Literal["doubling", "sequential", "mixed", "undetermined", "none"] | HypothesisName
+Answer = Literal["doubling", "sequential", "linear by two", "beyond", "mixed", "undetermined", "none"] | HypothesisName
 """A verdict: one of these words, or a hypothesis that was registered besides."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict's word, the form where the evidence tells forms apart, and the sentences that say why."""
+    """A verdict's word, the form where the evidence tells forms apart, the sentences that say why, the pace of the reach,
+    and whether the program decided."""
 
     verdict: Answer
     form: str | None
     reasons: tuple[str, ...]
+    pace: Pace | None = None
+    by_program: bool = False
 
 
 def decide(
-    blocks: tuple[Block, ...], error: Mapping[str, float], hops: int, solved: float = SOLVED, failed: float = FAILED
+    blocks: tuple[Block, ...],
+    error: Mapping[str, float],
+    hops: int,
+    solved: float = SOLVED,
+    failed: float = FAILED,
+    program: Decompiled | None = None,
 ) -> Decision:
-    """The verdict on every block's evidence and err_k with its interval (`error`, `low`, `high`), by behaviour's bars."""
+    """The verdict on every block's evidence, the program and err_k with its interval (`error`, `low`, `high`), by
+    behaviour's bars."""
     percent = f"err_{hops} is {100 * error['error']:.1f}% ({100 * error['low']:.1f} to {100 * error['high']:.1f})"
     if error["low"] > failed:
         return Decision("none", None, (f"{percent}, over {failed:.0%}: no claim is made about its mechanism.",))
     if not error["high"] <= failed:  # NaN, where nothing could be scored, included
         return Decision("undetermined", None, (f"{percent}: that does not tell whether it is under {failed:.0%}.",))
     answers = f"solved (at most {solved:.0%})" if error["high"] <= solved else f"not surely solved ({solved:.0%})"
-    reasons = [f"{percent}, {answers}, under {failed:.0%}: its mechanism can be judged."]
+    reasons = (f"{percent}, {answers}, under {failed:.0%}: its mechanism can be judged.",)
+    by_blocks = _by_blocks(blocks, hops)
+    found = by_blocks if program is None else _with_program(program, by_blocks)
+    return replace(found, reasons=reasons + found.reasons)
+
+
+def _with_program(program: Decompiled, by_blocks: Decision) -> Decision:
+    """What the program says where it explains the model; else what the blocks say, where they name something; else what can
+    still be read off routes and queries."""
+    law = judge_program(program)
+    if law.explained:
+        beside = f"By one number a block, from the other evidence alone, it would be {by_blocks.verdict}."
+        return Decision(HypothesisName(law.verdict), law.form, (*law.reasons, beside), law.pace, by_program=True)
+    if by_blocks.verdict in claims():
+        return replace(by_blocks, reasons=(law.reasons[0], "So the evidence of the blocks decides.", *by_blocks.reasons))
+    if law.carried:
+        return Decision(HypothesisName(law.verdict), law.form, law.reasons, law.pace, by_program=True)
+    verdict = by_blocks.verdict if law.verdict == "mixed" else law.verdict
+    return Decision(HypothesisName(verdict), None, (*law.reasons, *by_blocks.reasons))
+
+
+def _by_blocks(blocks: tuple[Block, ...], hops: int) -> Decision:
+    """The verdict that readings of the blocks allow."""
     courses = {name: _course(one, blocks, hops) for name, one in (exact() | claims()).items()}
     standing = {name for name, (course, _) in courses.items() if course is not None}
     found = _between(blocks, standing, hops)
-    return Decision(found.verdict, found.form, (*reasons, *_told(courses, standing), *_surplus(blocks), *found.reasons))
+    return replace(found, reasons=(*_told(courses, standing), *_surplus(blocks), *found.reasons))
 
 
 def _between(blocks: tuple[Block, ...], standing: set[str], hops: int) -> Decision:
     """Which of the hypotheses that stand is the verdict, if one is; and if not, why not."""
-    if why := _too_few_hops(hops):
+    if why := too_few_hops(hops):
         return Decision("undetermined", None, (why,))
     names = [name for name in claims() if name in standing]
     if not names:
@@ -115,26 +149,6 @@ def _surplus(blocks: tuple[Block, ...]) -> list[str]:
     more = {block.layer: [j for j in sorted(block.held) if j > r] for block in blocks if (r := block.stands_for) is not None}
     told = [f"block {layer} also hop {', '.join(map(str, js))}" for layer, js in more.items() if js]
     return [f"Readable beyond what a block stands for: {'; '.join(told)}."] if told else []
-
-
-def _too_few_hops(hops: int) -> str:
-    """Why two hypotheses cannot be told apart at this k whatever is measured; empty if all can."""
-    for one, other in itertools.combinations(claims().values(), 2):
-        least, block = _apart(one, other)
-        if hops < least:
-            left_open = sorted({*one.holds(block - 1, least), *other.holds(block - 1, least)})
-            said = f"{' hops or '.join(map(str, left_open))} after block {block - 1}"
-            return f"At k < {least} {one.name} and {other.name} are not told apart: {said}."
-    return ""
-
-
-def _apart(one: Hypothesis, other: Hypothesis) -> tuple[int, int]:
-    """The least k at which some block cannot follow both hypotheses, and that block."""
-    for hops in range(1, 100):
-        for layer in range(1, hops + 1):
-            if not {*one.holds(layer, hops)} & {*other.holds(layer, hops)}:
-                return hops, layer
-    return 100, 100  # they say the same
 
 
 def _supported(blocks: tuple[Block, ...], hops: int, against: Hypothesis) -> bool:

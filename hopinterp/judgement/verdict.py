@@ -1,24 +1,33 @@
-"""From a model to a verdict: every kind of evidence is gathered, then judged."""
+"""From a model to a verdict: its program and every kind of evidence are gathered, then judged."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from typing import Any, SupportsIndex
 
 import xarray as xr
 
+from hopinterp.decompile.decompiled import LEAST, decompile
+from hopinterp.decompile.records import Decompiled
+from hopinterp.decompile.transplants import BlockTransplants, measure_transplants
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.kinds import KINDS
-from hopinterp.evidence.reading.behaviour import capacity
-from hopinterp.judgement.readings import Block, read_blocks, read_controls, rows
+from hopinterp.evidence.reading.behaviour import capacity, evaluate
+from hopinterp.judgement.comparison import Reaches, disagreements, with_program
+from hopinterp.judgement.laws import BEYOND, LINEAR, program_controls
+from hopinterp.judgement.readings import Block, Resolved, read_blocks, read_controls, rows
 from hopinterp.judgement.records import Agreement, Capacity, Growth, Survey, Verdict
 from hopinterp.judgement.rules import Decision, decide
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
 from hopinterp.task import Hops, HopTask
 from hopinterp.theory.hypotheses import claims, exact, resolved
+
+STAGES = ("the program", "transplants foretold")
+"""What is gathered besides the kinds of evidence."""
 
 
 def verify(
@@ -31,10 +40,11 @@ def verify(
     behaviour: xr.Dataset | None = None,
     report: Report | None = None,
 ) -> Verdict:
-    """Which hypothesis a model follows at one k: gather every kind of evidence, and judge.
+    """Which law a model follows at one k: decompile it, gather every other kind of evidence, and judge.
 
     Args:
-        sequences: for each kind of evidence (twice as many for behaviour, half for attention, 1.6 times to fit probes on).
+        sequences: for each kind of evidence (twice as many for behaviour and the program, half for attention, 1.6 times to
+            fit probes on).
         seed: of every draw; the same seed gives the same verdict.
         behaviour: what `evaluate` found, if it has been run: every k from 1 up to where the capacity is to be looked for.
         report: called with each kind of evidence before it is gathered, and at the end.
@@ -45,7 +55,7 @@ def verify(
     """
     subject, k = _opened(model, task), _checked(task, task.hop_count(hops))[0]
     gathered = {} if behaviour is None else {"behaviour": behaviour}
-    return _verify(subject, task, k, sequences, seed, gathered, report or _silent)
+    return _Work(subject, task, sequences, seed).at(k, gathered, report or _silent)
 
 
 def verify_all(
@@ -59,24 +69,27 @@ def verify_all(
 ) -> Survey:
     """`verify` for every k (1 … max_hops by default), and the capacity that the insides predict.
 
+    Behaviour comes first, for all k, on chains without a repeat as well; where a model fails nothing else is gathered.
+
     Raises:
         HopInterpError: as `verify`, before any work; or no k at which anything could be measured.
     """
     subject = _opened(model, task)
     ks = _checked(task, range(1, task.max_hops + 1) if hops is None else hops)
-    said = report or _silent
-    at_each = sum(not kind.every_k for kind in KINDS.values())
-    once = len(KINDS) - at_each
-    total = once + at_each * len(ks)
-    gathered: dict[str, xr.Dataset] = {}
-    for kind in (kind for kind in KINDS.values() if kind.every_k):
+    work, said = _Work(subject, task, sequences, seed), report or _silent
+    once = [kind for kind in KINDS.values() if kind.every_k and kind.name != "behaviour"]
+    at_each = len(KINDS) - len(once) - 1 + len(STAGES)
+    total = 1 + len(once) + at_each * len(ks)
+    said(Progress("behaviour", 0, total))
+    gathered = {"behaviour": evaluate(subject, task, sequences=2 * sequences, seed=seed, distinct=WORST * sequences)}
+    for kind in once:
         said(Progress(kind.words, len(gathered), total))
         gathered[kind.name] = kind.gather(subject, task, max(ks), sequences, seed)
     verdicts, unmeasured = {}, {}
     for done, k in enumerate(ks):
-        shifted = _shifted(said, k, once + done * at_each, total)
+        shifted = _shifted(said, k, 1 + len(once) + done * at_each, total)
         try:
-            verdicts[k] = _verify(subject, task, k, sequences, seed, gathered, shifted)
+            verdicts[k] = work.failed(k, gathered) or work.at(k, gathered, shifted)
         except HopInterpError as error:
             unmeasured[k] = str(error)
     if not verdicts:
@@ -85,24 +98,63 @@ def verify_all(
     return Survey(model=subject.name, verdicts=verdicts, unmeasured=unmeasured, capacity=_largest(verdicts))
 
 
-def _verify(
-    subject: Subject,
-    task: HopTask,
-    hops: int,
-    sequences: int,
-    seed: int,
-    gathered: Mapping[str, xr.Dataset],
-    report: Report,
-) -> Verdict:
-    """Gather what has not been, and judge."""
-    found = dict(gathered)
-    left = [kind for kind in KINDS.values() if kind.name not in found]
-    for done, kind in enumerate(left):
-        report(Progress(kind.words, done, len(left)))
-        found[kind.name] = kind.gather(subject, task, hops, sequences, seed)
-    verdict = judge(found, hops, {"sequences": sequences, "seed": seed})
-    report(Progress("verdict", len(left), len(left)))
-    return verdict
+WORST = 4
+"""Times `sequences`: chains without a repeat that every k is asked on, enough to say at 100 that k is solved there."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One model, and how much of everything is gathered of it."""
+
+    subject: Subject
+    task: HopTask
+    sequences: int
+    seed: int
+
+    def at(self, hops: int, gathered: Mapping[str, xr.Dataset], report: Report) -> Verdict:
+        """Gather what has not been, and judge."""
+        found = dict(gathered)
+        left = [kind for kind in KINDS.values() if kind.name not in found]
+        for done, kind in enumerate(left):
+            report(Progress(kind.words, done, len(left) + len(STAGES)))
+            found[kind.name] = kind.gather(self.subject, self.task, hops, self.sequences, self.seed)
+        report(Progress(STAGES[0], len(left), len(left) + len(STAGES)))
+        program, why = self.program(hops, found["behaviour"])
+        report(Progress(STAGES[1], len(left) + 1, len(left) + len(STAGES)))
+        foretold = self.foretold(program)
+        verdict = judge(found, hops, self.settings, program=program, foretold=foretold, no_program=why)
+        report(Progress("verdict", len(left) + len(STAGES), len(left) + len(STAGES)))
+        return verdict
+
+    def failed(self, hops: int, gathered: Mapping[str, xr.Dataset]) -> Verdict | None:
+        """The verdict where behaviour alone says "none"; None where it does not."""
+        behaviour = gathered["behaviour"]
+        if not bool(behaviour.failed.sel(hops=hops)):
+            return None
+        return _judged({"behaviour": behaviour}, hops, self.settings, len(self.subject.layers()))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"sequences": self.sequences, "seed": self.seed}
+
+    def program(self, hops: int, behaviour: xr.Dataset) -> tuple[Decompiled | None, str]:
+        """What `decompile` finds, or why there is none."""
+        if bool(behaviour.failed.sel(hops=hops)):
+            return None, ""
+        try:
+            count = max(2 * self.sequences, LEAST)
+            return decompile(self.subject, self.task, hops, sequences=count, seed=self.seed), ""
+        except HopInterpError as error:
+            return None, f"There is no program to judge ({error}): the evidence of the blocks decides."
+
+    def foretold(self, program: Decompiled | None) -> BlockTransplants | None:
+        """How well the program foretells transplants of whole blocks; None where it says nothing of any."""
+        if program is None or not program.derivations:
+            return None
+        try:
+            return measure_transplants(self.subject, self.task, program.queries, sequences=self.sequences, seed=self.seed)
+        except HopInterpError:  # too few pairs whose answers differ
+            return None
 
 
 def _opened(model: ModelLike, task: HopTask) -> Subject:
@@ -129,13 +181,24 @@ def _shifted(report: Report, k: int, start: int, total: int) -> Report:
     return lambda now: report(Progress(f"k = {k}: {now.what}", start + now.done, total, now.details))
 
 
-def judge(found: Mapping[str, xr.Dataset], hops: SupportsIndex, settings: Mapping[str, Any] | None = None) -> Verdict:
+def judge(
+    found: Mapping[str, xr.Dataset],
+    hops: SupportsIndex,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    program: Decompiled | None = None,
+    foretold: BlockTransplants | None = None,
+    no_program: str = "",
+) -> Verdict:
     """The verdict that evidence already gathered allows, by the bars that it was gathered with.
 
     Args:
         found: behaviour, attention, probe, transplant and patch (by chain), each as its function returned it, and whatever
             other kinds are registered.
         settings: what else to keep of how it was gathered; by default the probes' number of sequences and seed.
+        program: what `decompile` found at this k; without it the evidence of the blocks decides.
+        foretold: what `measure_transplants` found of it.
+        no_program: a sentence: why there is none.
 
     Raises:
         HopInterpError: a kind of evidence is missing, or behaviour was not measured at this k.
@@ -143,43 +206,77 @@ def judge(found: Mapping[str, xr.Dataset], hops: SupportsIndex, settings: Mappin
     if missing := [name for name, kind in KINDS.items() if kind.required and name not in found]:
         raise HopInterpError(f"a verdict needs evidence of every kind; {', '.join(missing)} is missing")
     behaviour = found["behaviour"]
-    task = HopTask(*(int(behaviour.attrs[name]) for name in ("n_letters", "alphabet_size", "max_hops")))
-    k = task.hop_count(hops)
+    k = _task(behaviour).hop_count(hops)
     if k not in behaviour.hops:
         raise HopInterpError(f"behaviour was measured at k = {behaviour.hops.values.tolist()}, not at k = {k}")
+    n_layers = found["probe"].sizes["layer"]
+    drawn = {name: int(found["probe"].attrs[name]) for name in ("sequences", "seed")} if settings is None else settings
+    return _judged(found, k, drawn, n_layers, program, foretold, no_program)
+
+
+def _judged(
+    found: Mapping[str, xr.Dataset],
+    k: int,
+    settings: Mapping[str, Any],
+    n_layers: int,
+    program: Decompiled | None = None,
+    foretold: BlockTransplants | None = None,
+    no_program: str = "",
+) -> Verdict:
+    """The verdict; on behaviour alone where nothing else was gathered."""
+    behaviour = found["behaviour"]
     error = {name: float(behaviour[name].sel(hops=k)) for name in ("error", "low", "high")}
-    blocks, controls = read_blocks(found, k), read_controls(found, k)
+    blocks, controls = read_blocks(found, k, n_layers), read_controls(found, k)
+    if program is not None:
+        blocks, controls = with_program(blocks, program), {**program_controls(program), **controls}
     bars = _bars(found)
-    decision = decide(blocks, error, k, bars["solved"], bars["failed"])
+    decision = decide(blocks, error, k, bars["solved"], bars["failed"], program)
+    if no_program and decision.verdict != "none":
+        decision = replace(decision, reasons=(no_program, *decision.reasons))
     failed = [name for name, control in controls.items() if control.passed is False]
-    if failed and decision.verdict in claims():
+    if failed and decision.verdict in {*claims(), LINEAR, BEYOND}:
         why = f"It would be {decision.verdict}, but a control failed: {', '.join(failed)}."
         decision = Decision("undetermined", None, (*decision.reasons, why))
-    drawn = {name: int(found["probe"].attrs[name]) for name in ("sequences", "seed")} if settings is None else settings
     return Verdict(
         model=str(behaviour.attrs["model"]),
-        task=task,
+        task=_task(behaviour),
         version=metadata.version("hopinterp"),
         hops=k,
         verdict=decision.verdict,
         form=decision.form,
+        pace=decision.pace,
+        decided_by="program" if decision.by_program else "blocks",
         reasons=decision.reasons,
         error=error,
         table=tuple(rows(blocks)),
-        resolved={
-            kind.resolves: [block.readings[name].resolved() for block in blocks]
-            for name, kind in KINDS.items()
-            if kind.resolves and name in found
-        },
+        resolved=_resolved(blocks, found),
         attended=[sorted(block.attended) for block in blocks],
-        theory={name: resolved(name, k, len(blocks)) for name in exact()},
+        theory={name: resolved(name, k, n_layers) for name in exact()},
         growth=_growth(blocks, k),
         controls=controls,
         agreement=_agreement(blocks),
+        disagreements=() if program is None else disagreements(program, blocks, foretold),
         capacity=_capacity(behaviour, blocks),
-        settings={**drawn, **bars},
+        settings={**settings, **bars},
         evidence=found,
+        program=program,
+        foretold=foretold,
     )
+
+
+def _task(behaviour: xr.Dataset) -> HopTask:
+    return HopTask(*(int(behaviour.attrs[name]) for name in ("n_letters", "alphabet_size", "max_hops")))
+
+
+def _resolved(blocks: tuple[Block, ...], found: Mapping[str, xr.Dataset]) -> dict[str, list[Resolved]]:
+    """R(ℓ) by the program and by each kind of evidence that reads one; None in every block where it was not gathered."""
+    speaking = {name: kind.resolves for name, kind in KINDS.items() if kind.resolves and (kind.required or name in found)}
+    if any("program" in block.readings for block in blocks):
+        speaking = {"program": "program", **speaking}
+    return {
+        word: [block.readings[name].resolved() if name in block.readings else None for block in blocks]
+        for name, word in speaking.items()
+    }
 
 
 # -- figures -------------------------------------------------------------------------------------------------------------
@@ -190,7 +287,7 @@ def _bars(found: Mapping[str, xr.Dataset]) -> dict[str, float]:
     bars = {name: ("behaviour", name) for name in ("solved", "failed")}
     bars |= {"held": ("probe", "bar"), "stands_for": ("transplant", "margin"), "needed": ("patch", "bar")}
     bars |= {"attended": ("attention", "attended")}
-    return {name: float(found[kind].attrs[attribute]) for name, (kind, attribute) in bars.items()}
+    return {name: float(found[kind].attrs[attribute]) for name, (kind, attribute) in bars.items() if kind in found}
 
 
 def _growth(blocks: tuple[Block, ...], hops: int) -> tuple[Growth, ...]:
@@ -210,7 +307,8 @@ def _growth(blocks: tuple[Block, ...], hops: int) -> tuple[Growth, ...]:
 
 def _agreement(blocks: tuple[Block, ...]) -> dict[str, Agreement]:
     """Blocks where two kinds of evidence agree, of those where both say something."""
-    speaking = [(name, kind.resolves) for name, kind in KINDS.items() if kind.resolves]
+    speaking = [("program", "program"), *((name, kind.resolves) for name, kind in KINDS.items() if kind.resolves)]
+    speaking = [(name, word) for name, word in speaking if any(name in block.readings for block in blocks)]
     found = {}
     for (one, its), (other, others) in itertools.combinations(speaking, 2):
         said = [(_possible(block, one), _possible(block, other)) for block in blocks]
@@ -226,9 +324,13 @@ def _possible(block: Block, kind: str) -> set[int]:
 
 
 def _capacity(behaviour: xr.Dataset, blocks: tuple[Block, ...]) -> Capacity:
+    measured, worst = capacity(behaviour), capacity(behaviour, distinct=True)
     before = blocks[-2] if len(blocks) > 1 else None
-    held = None if before is None else max(before.held, default=0)
-    return Capacity(capacity(behaviour), held, None if before is None else before.stands_for)
+    if before is None or not before.readings:
+        return Capacity(measured, None, None, worst=worst)
+    reaches = before.readings.get("program")
+    reach = reaches.r if isinstance(reaches, Reaches) else None
+    return Capacity(measured, max(before.held, default=0), before.stands_for, reach, worst)
 
 
 def _largest(verdicts: Mapping[int, Verdict]) -> Capacity:
@@ -239,4 +341,4 @@ def _largest(verdicts: Mapping[int, Verdict]) -> Capacity:
     def most(name: str) -> int | None:
         return max((c for one in counted if (c := getattr(one, name)) is not None), default=None)
 
-    return Capacity(most("measured"), most("held"), most("stands_for"))
+    return Capacity(**{field.name: most(field.name) for field in fields(Capacity)})

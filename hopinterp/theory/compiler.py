@@ -53,8 +53,8 @@ class Term:
     """One part of a head's scores: (Σ_f query_f x_f + query_bias) · (Σ_f key_f y_f + key_bias), x and y the fields at query
     and key. All matrices are [field size, width of the term]; float64 until they are cast."""
 
-    query: Mapping[Field, Float[Tensor, "size width"]]
-    key: Mapping[Field, Float[Tensor, "size width"]]
+    query: Mapping[Field, Float[Tensor, "_size _width"]]
+    key: Mapping[Field, Float[Tensor, "_size _width"]]
     query_bias: Float[Tensor, " width"] | None = None
     key_bias: Float[Tensor, " width"] | None = None
 

@@ -7,6 +7,7 @@ after it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ class Hypothesis:
 HYPOTHESES: dict[str, Hypothesis] = {}
 """Every hypothesis that the package knows, by name; the order is that of tables and figures."""
 
-_TAKEN = ("mixed", "undetermined")  # verdicts that name no hypothesis
+NO_HYPOTHESES = ("linear by two", "beyond", "mixed", "undetermined")
+"""Verdicts that name no hypothesis of the registry."""
 
 
 def register(hypothesis: Hypothesis) -> None:
@@ -96,7 +98,7 @@ def register(hypothesis: Hypothesis) -> None:
     Raises:
         HopInterpError: its name is taken, or only one of `step` and `looks` was given.
     """
-    if hypothesis.name in (*HYPOTHESES, *_TAKEN):
+    if hypothesis.name in (*HYPOTHESES, *NO_HYPOTHESES):
         raise HopInterpError(f"there is a hypothesis or verdict {hypothesis.name!r} already")
     if (hypothesis.step is None) != (hypothesis.looks is None):
         raise HopInterpError(f"{hypothesis.name}: give `step` and `looks`, or neither for a union of forms")
@@ -141,6 +143,26 @@ def resolved(hypothesis: str, hops: int, n_layers: int) -> list[int]:
     if not found.exact:
         raise HopInterpError(f"{hypothesis} is a range, not one R(ℓ): see named({hypothesis!r}).holds")
     return [found.holds(layer, hops)[0] for layer in range(n_layers)]
+
+
+def too_few_hops(hops: int) -> str:
+    """Why two hypotheses cannot be told apart at this k whatever is measured; empty if all can."""
+    for one, other in itertools.combinations(claims().values(), 2):
+        least, block = _apart(one, other)
+        if hops < least:
+            left_open = sorted({*one.holds(block - 1, least), *other.holds(block - 1, least)})
+            said = f"{' hops or '.join(map(str, left_open))} after block {block - 1}"
+            return f"At k < {least} {one.name} and {other.name} are not told apart: {said}."
+    return ""
+
+
+def _apart(one: Hypothesis, other: Hypothesis) -> tuple[int, int]:
+    """The least k at which some block cannot follow both hypotheses, and that block."""
+    for hops in range(1, 100):
+        for layer in range(1, hops + 1):
+            if not {*one.holds(layer, hops)} & {*other.holds(layer, hops)}:
+                return hops, layer
+    return 100, 100  # they say the same
 
 
 def _cap(hop: int, hops: int | None) -> int:

@@ -41,14 +41,14 @@ def _next_links(base: Batch, source: Batch, hops: int) -> Int[Tensor, "batch fam
     """Where the hop after r = 0 … k leads in the base from what each family says was carried; 0 where nowhere."""
     q, letter = source.find[:, : hops + 1], source.hop_letters[:, : hops + 1].clamp_min(0)
     rows = torch.arange(len(base), device=q.device)[:, None, None]
-    latest, nth = _positions_behind(base)
+    latest, nth = positions_behind(base)
     content = latest[rows, letter, q]
-    occurrence = nth[rows, letter, (_occurrence_number(source)[rows, q] - 1).clamp_min(0)]
+    occurrence = nth[rows, letter, (occurrence_number(source)[rows, q] - 1).clamp_min(0)]
     here = torch.arange(q.shape[-1], device=q.device)
     return torch.stack([base.find1[rows, q], content.where(content < q, 0), occurrence.where(occurrence < here, 0)], dim=1)
 
 
-def _positions_behind(batch: Batch) -> tuple[Int[Tensor, "batch letter position"], Int[Tensor, "batch letter number"]]:
+def positions_behind(batch: Batch) -> tuple[Int[Tensor, "batch letter position"], Int[Tensor, "batch letter number"]]:
     """The positions after a letter's last occurrence left of each position, and after its n-th occurrence; 0 for none."""
     task, n = batch.task, batch.tokens.shape[1]
     letters = torch.arange(task.alphabet_size, device=batch.tokens.device) + task.first_letter
@@ -61,7 +61,7 @@ def _positions_behind(batch: Batch) -> tuple[Int[Tensor, "batch letter position"
     return latest, nth
 
 
-def _occurrence_number(batch: Batch) -> Int[Tensor, "batch position"]:
+def occurrence_number(batch: Batch) -> Int[Tensor, "batch position"]:
     """How often X_i has occurred up to i, itself included."""
     same = batch.tokens[:, :, None] == batch.tokens[:, None]
     return same.tril().sum(-1)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import xarray as xr
 from matplotlib.figure import Figure
 
-from hopinterp.views import graph, plots, tables
+from hopinterp.decompile.records import Decompiled
+from hopinterp.views import graph, plots, programs, tables
 
 _METRIC = "probability"
 
@@ -29,6 +30,17 @@ class Plate:
     figure: Figure
     shows: str
     caption: str
+
+
+def program_plates(program: Decompiled | None) -> Iterator[Plate]:
+    """The heads that carry the answer, and the jumps that add up to k; nothing where no derivation was found."""
+    if program is None or not program.derivations:
+        return
+    caption = (
+        "A box is a head that carries the answer, in its block (up the page) at a chain position (across, i on the right);"
+    )
+    caption += " an arc leads from where it looks. Each line style is one way in which jumps add up to k."
+    yield Plate("Jumps that add up to k", programs.derivation_tree(program), program.headline, caption)
 
 
 def transplant_plates(found: Evidence, hops: int) -> Iterator[Plate]:

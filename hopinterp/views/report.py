@@ -27,10 +27,10 @@ from hopinterp.task import HopTask
 from hopinterp.theory.hypotheses import HYPOTHESES, claims
 from hopinterp.views import circuits
 from hopinterp.views.circuits import Example
-from hopinterp.views.plates import Plate, error_plate
+from hopinterp.views.plates import Plate, error_plate, program_plates
 
 _PACKAGES = ("hopinterp", "torch", "transformer-lens", "circuitsvis", "matplotlib")
-_PLAIN = {"mixed": "#D55E00", "undetermined": "#57606A"}
+_PLAIN = {"linear by two": "#CC79A7", "beyond": "#D55E00", "mixed": "#D55E00", "undetermined": "#57606A"}
 """Colours of the verdicts that name no hypothesis."""
 
 
@@ -62,6 +62,8 @@ class Part:
     ink: str
     words: str
     error: str
+    program: Sequence[str]
+    tree: Sequence[Picture]
     reasons: Sequence[str]
     rows: Sequence[Row]
     seen: Mapping[str, str]
@@ -161,9 +163,11 @@ def _part(verdict: Verdict, sharp: bool) -> Part:
         _PLAIN[verdict.verdict] if verdict.verdict in _PLAIN else HYPOTHESES[verdict.verdict].ink,
         _words(verdict),
         _percent(verdict.error),
-        verdict.reasons,
+        [] if verdict.program is None else verdict.program.reading.splitlines(),
+        [_picture(plate, sharp) for plate in program_plates(verdict.program)],
+        [line for line in (*verdict.reasons, verdict.foretold_text, verdict.disagreements_text) if line],
         _rows(verdict),
-        {kind: hops_text(verdict.resolved[kind]) for kind in ("transplant", "probe")},
+        {kind: hops_text(verdict.resolved.get(kind, [])) or "–" for kind in ("program", "transplant", "probe")},
         [_picture(plate, sharp) for plate in _plates(verdict)],
         [_control(control) for control in verdict.controls.values()],
         [(_pair(pair), f"{count.agree} of {count.of} blocks") for pair, count in verdict.agreement.items()],
@@ -176,6 +180,10 @@ def _words(verdict: Verdict) -> str:
     known = ", ".join(claims())
     if verdict.verdict == "mixed":
         return f"The evidence fits none of the hypotheses ({known})."
+    if verdict.verdict == "beyond":
+        return "Some block reaches farther than any law that is known here allows."
+    if verdict.verdict == "linear by two":
+        return "The hops that a block resolves grow by two from block to block: no pointers are composed."
     if verdict.verdict == "undetermined":
         return f"What was measured does not tell the hypotheses apart ({known})."
     form = f": {HYPOTHESES[verdict.form].words} ({verdict.form})" if verdict.form else ""
@@ -195,8 +203,9 @@ def _rows(verdict: Verdict) -> list[Row]:
     """The rows of every view, and growth: a label, then a cell a block."""
     layers = range(len(verdict.attended))
     grown = {(step.layers[1], step.by): _growth(step) for step in verdict.growth}
-    kinds = [kind for name, kind in KINDS.items() if any(step.by == name for step in verdict.growth)]
-    growth = [(f"growth of {kind.grows}", tuple(grown.get((n, kind.name), "") for n in layers)) for kind in kinds]
+    kinds = {"program": "what it reaches"} | {name: kind.grows for name, kind in KINDS.items()}
+    growing = {name: words for name, words in kinds.items() if any(step.by == name for step in verdict.growth)}
+    growth = [(f"growth of {words}", tuple(grown.get((n, name), "") for n in layers)) for name, words in growing.items()]
     return [*verdict.rows, *growth]
 
 
@@ -206,8 +215,9 @@ def _growth(step: Growth) -> str:
 
 def _pair(agreement: str) -> str:
     """Two kinds of evidence in words."""
-    pairs = itertools.combinations(KINDS.values(), 2)
-    return next((f"{a.words} and {b.words}" for a, b in pairs if f"{a.resolves}_{b.resolves}" == agreement), agreement)
+    words = {"program": "the program", **{kind.resolves: kind.words for kind in KINDS.values() if kind.resolves}}
+    pairs = itertools.combinations(words.items(), 2)
+    return next((f"{a} and {b}" for (one, a), (other, b) in pairs if f"{one}_{other}" == agreement), agreement)
 
 
 def _control(control: Control) -> tuple[str, str, str]:

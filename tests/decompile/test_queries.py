@@ -13,7 +13,7 @@ from torch import Tensor
 from hopinterp.decompile.derivations import find_tree
 from hopinterp.decompile.live import LiveRunner, Pairs, Site
 from hopinterp.decompile.nodes import START, Node, Place
-from hopinterp.decompile.pointers import Pointers, PointerTree
+from hopinterp.decompile.pointers import Pointers, PointerTree, _Query, looks
 from hopinterp.decompile.queries import Queries, find_queries
 from hopinterp.decompile.readings import NAMINGS, predicted, read_queries
 from hopinterp.decompile.routes import Routing, fit_routes
@@ -83,8 +83,22 @@ def test_query_trees_are_the_programs():
     assert query.nodes == pointer | counted
     assert query.tree.beside == (Node(2, 0, START, "hop", 2),)
     assert query.tree.without < 0.1 < query.tree.lands == query.tree.own == 1
+    assert query.tree.stray == ()
+    assert all(0.3 < effect.low <= effect.effect <= effect.high for effect in query.tree.carrying)
     chain = next(query for query in found("sequential", 4).queries if query.node.layer == 4)
     assert chain.nodes == {Node(3, 0, START, "hop", 2), Node(1, 0, Place(2), "hop", 1)}
+
+
+def test_a_node_that_does_nothing_is_stray():
+    model, routing = routed("lookup", 5)
+    pointers = Pointers.of(model, routing, sequences=10)
+    query = _Query.of(pointers.fresh, 4, 0, looks(routing.routes[4][0].parts))
+    needed = pointers.tree(4, 0)
+    idle = Node(2, 0, START, "hop", routing.routes[2][0].parts[0].hop)  # a pointer that only queries read
+    tree = query.measure(needed.kept | {idle}, True)
+    assert (tree.carrying, [effect.node for effect in tree.stray]) == (needed.carrying, [idle])
+    assert tree.stray[0].effect == 0
+    assert tree.kept == tree.nodes | {idle}
 
 
 def test_block_one_needs_no_pointer():
@@ -119,13 +133,14 @@ def test_json():
     assert plain["reach"] == [0, 1, 2, 4, 5]
     assert {"layer", "head", "at", "reads", "iia", "nodes"} <= plain["queries"][0].keys()
     assert plain["joint"]["error"] == 0
+    assert all(node["low"] > 0 for query in plain["queries"] for node in query["nodes"])
     assert {edge["by"] for edge in plain["edges"]} == {"v", "q"}
 
 
 def test_a_tree_that_was_not_found_is_implied():
     queries = found("sequential", 4)
     first = queries.queries[0]
-    lost = replace(first, tree=PointerTree(4, 0, 3, frozenset(), 0.2, 1.0, 0.0, False))
+    lost = replace(first, tree=PointerTree(4, 0, 3, (), (), lands=0.2, own=1.0, without=0.0, found=False))
     bare = Queries(4, queries.n_layers, frozenset(), (lost,), queries.joint)
     assert bare.reach == (0, 0, 0, 2, 2)
     assert bare.implied == (False, False, False, True, True)

@@ -29,7 +29,7 @@ def evidence():
 
 
 def test_every_kind_reads_every_block(evidence):
-    blocks = read_blocks(evidence, 4)
+    blocks = read_blocks(evidence, 4, 4)
     assert [block.stands_for for block in blocks] == [0, 1, 3, 4]
     assert [max(block.held) for block in blocks] == [0, 1, 3, 4]
     assert [sorted(block.attended) for block in blocks] == [[], [1], [2], [4]]

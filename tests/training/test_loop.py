@@ -292,6 +292,7 @@ def test_matrices_are_the_hooked_parameters():
         assert torch.equal(p, run.model.parameters[name])
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile looks at views of weights
 def test_a_compiled_run_computes_the_same(pytestconfig):
     if pytestconfig.getoption("jaxtyping_packages", None):
         pytest.skip("torch.compile cannot trace a checker of types")

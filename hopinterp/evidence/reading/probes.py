@@ -235,7 +235,7 @@ def _probe_grid(
     readout: _Readout,
     control_seed: int | None,
     fitted: Advance,
-) -> dict[str, Float[Tensor, "sequence layer hop"]]:
+) -> dict[str, Float[Tensor, "sequence layer _hop"]]:
     """Right answers a held-out sequence, for the target and (with a seed) the control task, fitted in one solve a block."""
     train_rows, test_rows = _Rows.of(train), _Rows.of(test)
     train_answers, test_answers = readout.answers(train_rows), readout.answers(test_rows)
