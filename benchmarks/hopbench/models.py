@@ -326,7 +326,7 @@ def models(kinds: list[str], count: int, untrained: int, seed: int, runs: Path) 
         "disguised": lambda: _disguised("disguised", DISGUISES, count, seed),
         "beyond": lambda: _disguised("beyond", BEYOND, count // 2, seed + 1),
         "trained": lambda: trained(count, runs),
-        "nothing": lambda: none(untrained, seed, max(count // 6, 1), runs),
+        "nothing": lambda: none(untrained, seed, max(count // 20, 1), runs),
     }
     for kind in kinds:
         if kind not in makers:

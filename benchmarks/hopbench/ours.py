@@ -15,6 +15,7 @@ from hopinterp.decompile.derivations import find_tree
 from hopinterp.decompile.records import TREE, Decompiled
 from hopinterp.decompile.routes import fit_routes
 from hopinterp.errors import HopInterpError
+from hopinterp.judgement.laws import judge_program
 from hopinterp.models.subject import Subject
 from hopinterp.task import HopTask
 
@@ -40,8 +41,8 @@ def ours(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
 
 @torch.no_grad()
 def unasked(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
-    """Derivations alone, looked for whether or not the model solves k; claimed where their tree carries the answer. Not in the
-    table: a control on models without a circuit, `--enter benchmarks.hopbench.ours:unasked --kinds nothing`."""
+    """Derivations alone, looked for whether or not the model solves k; claimed where their tree carries the answer. Not in
+    the table: a control on models without a circuit, `--enter benchmarks.hopbench.ours:unasked --kinds nothing`."""
     weights = Subject.of(model, task).weights_for("decompile")
     routing = fit_routes(weights, task, hops, sequences=SEQUENCES // 3)
     tree = find_tree(weights, routing, sequences=SEQUENCES // 2, orders=1)
@@ -50,19 +51,15 @@ def unasked(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
 
 def answer_of(found: Decompiled) -> Answer:
     """What was found, as an answer. A program that does not explain its model is not claimed: its verdict is not named."""
-    verdict, form, pace = _law(found)
-    derivations = frozenset(found.derivations)
-    return Answer(nodes=scores(found), routes=_routes(found), derivations=derivations, verdict=verdict, form=form, pace=pace)
-
-
-def _law(found: Decompiled) -> tuple[str | None, str | None, str | None]:
-    """Verdict, form and pace."""
-    try:
-        from hopinterp.judgement.laws import judge_program
-    except ImportError:
-        return None, None, None
     law = judge_program(found)
-    return law.verdict, law.form, law.pace
+    return Answer(
+        nodes=scores(found),
+        routes=_routes(found),
+        derivations=frozenset(found.derivations),
+        verdict=law.verdict,
+        form=law.form,
+        pace=law.pace,
+    )
 
 
 def scores(found: Decompiled) -> dict[HeadAt, float]:
