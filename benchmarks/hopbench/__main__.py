@@ -67,7 +67,9 @@ def _said(answer: Answer) -> Row:
 
 def run(wanted: Iterable[Known], entries: Sequence[str], path: Path) -> list[Row]:
     """Measure every model that is not in the file yet; a line each. Returns the lines of all that are wanted."""
-    done = {row["name"]: row for row in _read(path)}
+    kept = _read(path)
+    write_file(path, "".join(json.dumps(row) + "\n" for row in kept).encode())  # without a line that was cut short
+    done = {row["name"]: row for row in kept}
     rows = []
     for known in wanted:
         row = done.get(known.name)
@@ -98,8 +100,8 @@ def _read(path: Path) -> list[Row]:
 
 
 def _progress(row: Row) -> str:
-    said = [f"{name} {one.get('verdict', 'failed')}/{one.get('nodes', '–')}" for name, one in row["entries"].items()]
-    return f"{row['name']}: {'; '.join(said)}"
+    said = [f"{name} {one.get('said', {}).get('verdict')} {one.get('nodes')}" for name, one in row["entries"].items()]
+    return f"{row['name']} ({row['truth']['verdict']}): {'; '.join(said)}"
 
 
 def page(rows: Sequence[Row], entries: Sequence[str], settings: argparse.Namespace) -> str:
