@@ -74,7 +74,7 @@ def _config(**settings: Any) -> TrainConfig:
 PLANS = {
     "lookup-4": Plan(4, lookup, _config(layers=4, steps=3_000)),
     "sequential-4": Plan(4, sequential, _config(layers=5, steps=4_000)),
-    "parallel-5": Plan(5, _parallel, _config(layers=5, steps=4_000, letters=36)),
+    "parallel-5": Plan(5, _parallel, _config(layers=5, steps=3_000, letters=36)),
     "successor-6": Plan(6, successor, _config(layers=4, steps=4_000, letters=40, max_hops=6)),
     "parallel by numbers-6": Plan(6, _parallel_by_numbers, _config(layers=4, steps=4_000, letters=40, max_hops=6)),
 }

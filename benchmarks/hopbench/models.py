@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -51,7 +50,6 @@ class Known:
     task: HopTask
     hops: int
     make: Callable[[], tuple[FusedTransformer, Truth]]
-    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def _compiled(program: Program, hops: int) -> tuple[FusedTransformer, Truth]:
@@ -120,13 +118,13 @@ class _Drawn:
     draw: random.Random
 
     @classmethod
-    def of(cls, number: int, seed: int, naming: Naming | None = None) -> _Drawn:
-        """The first draw that the depth allows."""
+    def of(cls, number: int, seed: int, naming: Naming | None = None, ways: int | None = None) -> _Drawn:
+        """The first draw that the depth allows; naming or ways may be given."""
         draw = random.Random(f"{seed} {number}")
         while True:
             named = draw.choice(NAMINGS) if naming is None else naming
-            hops, n_layers, ways = draw.randint(4, 10), draw.randint(4, 6), draw.choice((1, 1, 2, 3))
-            found = cls(_task(draw.choice(SIZES), hops), hops, n_layers, ways, named, draw)
+            hops, n_layers, drawn = draw.randint(4, 10), draw.randint(4, 6), draw.choice((1, 1, 2, 3))
+            found = cls(_task(draw.choice(SIZES), hops), hops, n_layers, ways or drawn, named, draw)
             state = draw.getstate()
             try:
                 found.program()
@@ -250,6 +248,38 @@ def _disguised(kind: str, chosen: tuple[Disguise, ...], count: int, seed: int) -
         yield Known(f"{kind} {number}: {group}, {drawn}", kind, group, drawn.task, drawn.hops, make)
 
 
+# -- redundant --------------------------------------------------------------------------------------------------------
+
+VOTES: tuple[tuple[int, tuple[circuits.Schedule, ...], Naming], ...] = (
+    (4, ((1, 1, 0, 2), (0, 0, 2, 2), (1, 1, 1, 1)), "place"),
+    (5, ((1, 0, 0, 4), (1, 0, 1, 3), (1, 0, 2, 2)), "place"),
+    (5, ((0, 0, 0, 5), (1, 1, 1, 2), (1, 0, 3, 1)), "occurrence"),
+)
+"""k, and three ways of which any two are enough."""
+
+
+def redundant(count: int, seed: int) -> Iterator[Known]:
+    """Programs of three ways that vote: two that agree outvote the third, so that no head matters by itself."""
+    task = HopTask(40, 4, 8)
+    for k, ways, naming in VOTES[:count]:
+        words = " = ".join("+".join(str(jump) for jump in reversed(way) if jump) for way in ways)
+        make = partial(_schedules_that_vote, task, k, ways, naming)
+        yield Known(f"{words} vote, {naming}", "redundant", "three ways that vote", task, k, make)
+    for number in range(count - len(VOTES)):
+        drawn = _Drawn.of(3000 + number, seed, ways=3)
+        make = partial(_drawn_that_vote, 3000 + number, seed)
+        yield Known(f"vote {number}: {drawn}", "redundant", "three ways that vote", drawn.task, drawn.hops, make)
+
+
+def _schedules_that_vote(task: HopTask, hops: int, ways: tuple[circuits.Schedule, ...], naming: Naming) -> Made:
+    return _compiled(replace(circuits.scheduled(task, hops, list(ways), naming), quorum=1), hops)
+
+
+def _drawn_that_vote(number: int, seed: int) -> Made:
+    drawn = _Drawn.of(number, seed, ways=3)
+    return _compiled(replace(drawn.program(), quorum=1), drawn.hops)
+
+
 # -- trained to a known circuit ---------------------------------------------------------------------------------------
 
 
@@ -309,7 +339,7 @@ def _untrained(spec: ModelSpec, seed: int, hops: int) -> Made:
 
 # -- all --------------------------------------------------------------------------------------------------------------
 
-KINDS = ("compiled", "disguised", "beyond", "trained", "nothing")
+KINDS = ("compiled", "disguised", "redundant", "beyond", "trained", "nothing")
 
 
 def models(kinds: list[str], count: int, untrained: int, seed: int, runs: Path) -> Iterator[Known]:
@@ -324,6 +354,7 @@ def models(kinds: list[str], count: int, untrained: int, seed: int, runs: Path) 
     makers: dict[str, Callable[[], Iterator[Known]]] = {
         "compiled": lambda: compiled(count, seed),
         "disguised": lambda: _disguised("disguised", DISGUISES, count, seed),
+        "redundant": lambda: redundant(count // 4, seed),
         "beyond": lambda: _disguised("beyond", BEYOND, count // 2, seed + 1),
         "trained": lambda: trained(count, runs),
         "nothing": lambda: none(untrained, seed, max(count // 20, 1), runs),
