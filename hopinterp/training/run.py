@@ -57,7 +57,7 @@ class Run:
             HopInterpError: the loss or its gradient is not finite. The weights are still those of the step before.
         """
         batch, positions = self._batch()
-        _set_rate(self.optimizers, self.config, self.step)
+        set_rate(self.optimizers, self.config, self.step)
         tokens, labels = batch.tokens.to(self.device), batch.labels.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             rows = None if positions is None else positions.to(self.device)
@@ -132,7 +132,7 @@ def _optimizers(config: TrainConfig, matrices: Mapping[str, Tensor]) -> list[tor
     return [muon, torch.optim.AdamW(rest, lr=config.lr, betas=betas, weight_decay=0.0, fused=True)]
 
 
-def _set_rate(optimizers: list[torch.optim.Optimizer], config: TrainConfig, step: int) -> None:
+def set_rate(optimizers: list[torch.optim.Optimizer], config: TrainConfig, step: int) -> None:
     """Linear warm-up, a plateau, linear decay to 0."""
     up = (step + 1) / config.warmup if config.warmup else 1.0
     down = (config.steps - step) / (config.decay * config.steps) if config.decay else 1.0

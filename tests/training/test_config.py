@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from hopinterp import HopInterpError, ModelSpec, TrainConfig
-from hopinterp.training.run import Run, _set_rate
+from hopinterp.training.run import Run, set_rate
 
 
 def test_the_paper_s_plan():
@@ -20,7 +20,7 @@ def test_the_paper_s_learning_rate():
     config = TrainConfig.preset("paper", layers=2, d_model=32)
     run = Run(config)
     for step, expected in ((499, 0.5), (999, 1.0), (50_500, 0.5), (99_999, 1 / 99_000)):
-        _set_rate(run.optimizers, config, step)
+        set_rate(run.optimizers, config, step)
         assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4 * expected)
 
 
