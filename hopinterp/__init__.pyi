@@ -5,6 +5,7 @@ from .decompile.differences import diff as diff
 from .decompile.guards import Guards as Guards
 from .decompile.guards import measure_guards as measure_guards
 from .decompile.records import Decompiled as Decompiled
+from .decompile.transplants import measure_transplants as measure_transplants
 from .errors import HopInterpError as HopInterpError
 from .evidence.patching.ablation import ablate as ablate
 from .evidence.patching.ablation import ablated as ablated

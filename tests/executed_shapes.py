@@ -75,23 +75,44 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     hints = {name: hint for name, hint in _hints(function).items() if _has_shapes(hint)}
     if not hints:
         return function
-    signature, returned = inspect.signature(function), hints.pop("return", None)
+    returned, parameters = hints.pop("return", None), list(inspect.signature(function).parameters.values())
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places = [(at if p.kind in by_place else sys.maxsize, p.name) for at, p in enumerate(parameters) if p.name in hints]
+    fine: set[Any] = set()  # shapes that were checked before: most calls repeat them
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        given = signature.bind(*args, **kwargs).arguments
-        with jaxtyped("context"):
-            for name, hint in hints.items():
-                if name in given and not _fits(given[name], hint):
-                    raise TypeCheckError(f"{function.__qualname__}: {name} is {_told(given[name])}, not {hint}")
-            made = function(*args, **kwargs)
-            if returned is not None and not _fits(made, returned):
-                raise TypeCheckError(f"{function.__qualname__} returns {_told(made)}, not {returned}")
-            return made
+        given = {name: args[at] if at < len(args) else kwargs.get(name) for at, name in places}
+        shapes = tuple(map(_shapes, given.values()))
+        if shapes not in fine:
+            with jaxtyped("context"):
+                _check(function, given, hints)
+            fine.add(shapes)
+        made = function(*args, **kwargs)
+        if returned is not None and (shapes, _shapes(made)) not in fine:
+            with jaxtyped("context"):
+                _check(function, {**given, "what it returns": made}, {**hints, "what it returns": returned})
+            fine.add((shapes, _shapes(made)))
+        return made
 
     return wrapper
+
+
+def _check(function: Callable[..., Any], given: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    for name, hint in hints.items():
+        if name in given and not _fits(given[name], hint):
+            raise TypeCheckError(f"{function.__qualname__}: {name} is {_told(given[name])}, not {hint}")
+
+
+def _shapes(value: Any) -> Any:
+    """All that a check looks at."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_shapes, value))
+    return tuple(map(_shapes, value.values())) if isinstance(value, Mapping) else None
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def test_what_is_returned_is_checked_too():
     def twice(x: Float[Tensor, "row column"]) -> tuple[Float[Tensor, "column row"], int]:
         return torch.cat([x, x]), len(x)
 
-    with pytest.raises(TypeCheckError, match=r"twice returns a tuple"):
+    with pytest.raises(TypeCheckError, match=r"twice: what it returns is a tuple"):
         checked(twice)(torch.zeros(2, 3))
 
 

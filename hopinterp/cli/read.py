@@ -31,6 +31,9 @@ def eval_(
     hops: Annotated[str, typer.Option(help="Values of k: 8, 1-16 or 1,2,4.")] = "",
     sequences: Annotated[int, typer.Option(help="Sequences a k.")] = 100,
     seed: Seed = 0,
+    distinct: Annotated[
+        int, typer.Option(min=0, help="Further sequences a k, for the error on chains without repeats two hops apart.")
+    ] = 0,
     dropout: Annotated[float, typer.Option(help="Dropout left on while answering (the published table: 0.1).")] = 0.0,
     device: Device = "auto",
     plot: Plot = None,
@@ -42,7 +45,8 @@ def eval_(
 
     subject, task = open_model(model, device, plot)
     with working("answering") as report:
-        found = evaluate(subject, task, hop_range(hops, task.max_hops), sequences, seed, dropout, report=report)
+        ks = hop_range(hops, task.max_hops)
+        found = evaluate(subject, task, ks, sequences, seed, dropout, report=report, distinct=distinct)
     draw(plot, "error_curve", found, title=f"{subject.name}: err_k")
     if as_json:
         print_json(tables.errors_json(found))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hopinterp.decompile.routes import Routing, fit_routes, run_routed
+from hopinterp.decompile.routes import Routing, fit_routes, routed_streams, run_routed
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap_ratio, korn_graubard
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.task import Batch
+from hopinterp.task import Batch, HopTask
 
 Logits = Float[Tensor, "batch position d_vocab"]
 DRAWS = 3
@@ -78,13 +78,12 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
     Raises:
         HopInterpError: no scored position among the sequences.
     """
-    batch = _draw(model, routing, sequences, seed)
+    batch = _draw(model, routing.task, routing.hops, sequences, seed)
     own_logits, routed_logits = model(batch.tokens), run_routed(model, batch, routing)
     own, routed = (wrong_answers(logits, batch) for logits in (own_logits, routed_logits))
     counted = batch.scored.double()
     low, high = paired(own, routed, counted)
     few = batch[: max(sequences // 4, 1)]  # a block alone does less than all together: fewer sequences show it
-    blocks = range(model.spec.n_layers)
     log_own, log_routed = (logits[batch.scored].log_softmax(-1) for logits in (own_logits, routed_logits))
     total = float(counted.sum())
     return Faithfulness(
@@ -93,13 +92,32 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
         routed_hard=rate(run_routed(model, batch, routing.hard), batch) if routing.is_mixed else float(routed.sum()) / total,
         low=low,
         high=high,
-        by_block=tuple(rate(run_routed(model, few, routing, [layer]), few) for layer in blocks),
+        by_block=_by_block(model, few, routing),
         kl=float((log_own.exp() * (log_own - log_routed)).sum(-1).mean()),
         own_logit_difference=_logit_difference(own_logits, batch),
         routed_logit_difference=_logit_difference(routed_logits, batch),
         same=float((own_logits.argmax(-1) == routed_logits.argmax(-1))[batch.scored].double().mean()),
         sequences=sequences,
     )
+
+
+def _by_block(model: FusedTransformer, batch: Batch, routing: Routing) -> tuple[float, ...]:
+    """err_k with the patterns of each block alone set by rule. Up to it the model runs as it is."""
+    own = routed_streams(model, batch, routing, [])
+    runs = (routed_streams(model, batch, routing, [n], before=own[: n + 1]) for n in range(model.spec.n_layers))
+    return tuple(rate(model.unembed(streams[-1]), batch) for streams in runs)
+
+
+def _one_hop_off(
+    model: FusedTransformer, batch: Batch, routing: Routing, moved: Sequence[tuple[int, int]], signs: Sequence[int]
+) -> tuple[float, ...]:
+    """err_k with the hops of each head in its turn moved by its sign. Up to its block the run is that of the rules."""
+    own = routed_streams(model, batch, routing)
+    runs = (
+        routed_streams(model, batch, routing.moved(layer, head, by), before=own[: layer + 1])
+        for (layer, head), by in zip(moved, signs, strict=True)
+    )
+    return tuple(rate(model.unembed(streams[-1]), batch) for streams in runs)
 
 
 @torch.no_grad()
@@ -117,27 +135,24 @@ def measure_controls(
     Args:
         sequences: of each draw; half as many for each head that is moved.
         draws: of each control that is drawn.
-        untrained: that control as measured at another k, to be reported instead of measured anew.
+        untrained: that control as `measure_untrained` gives it, maybe at another k; measured here if not given.
 
     Raises:
         HopInterpError: no scored position among the sequences.
     """
-    batch = _draw(model, routing, sequences, seed)
+    batch = _draw(model, routing.task, routing.hops, sequences, seed)
     half = batch[: max(sequences // 2, 1)]
     generator = torch.Generator().manual_seed(seed)
     moved = [(layer, head) for layer, head, route in routing.heads if any(part.hop for part in route.parts)]
     if untrained is None:
-        untrained = tuple(_untrained(model, routing, half, seed + draw) for draw in range(draws))
+        untrained = measure_untrained(model, routing.task, routing.hops, sequences=sequences, draws=draws, seed=seed)
     signs = (torch.randint(2, (len(moved),), generator=generator) * 2 - 1).tolist()
     return Controls(
         shuffled=tuple(rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, False)),
         shuffled_within_block=tuple(
             rate(run_routed(model, batch, r), batch) for r in _shuffles(routing, draws, generator, True)
         ),
-        one_hop_off=tuple(
-            rate(run_routed(model, half, routing.moved(layer, head, by)), half)
-            for (layer, head), by in zip(moved, signs, strict=True)
-        ),
+        one_hop_off=_one_hop_off(model, half, routing, moved, signs),
         content_free=(rate(run_routed(model, batch, routing.content_free), batch),),
         untrained=untrained,
         heads_moved=tuple(moved),
@@ -159,17 +174,32 @@ def _shuffles(routing: Routing, draws: int, generator: torch.Generator, within: 
         yield given
 
 
-def _untrained(model: FusedTransformer, routing: Routing, batch: Batch, seed: int) -> float:
-    fresh = FusedTransformer(model.spec, model.spec.initial_parameters(seed)).to(model.device)
-    routes = fit_routes(fresh, routing.task, routing.hops, sequences=20, seed=seed)
-    return rate(run_routed(fresh, batch, routes), batch)
+@torch.no_grad()
+def measure_untrained(
+    model: FusedTransformer, task: HopTask, hops: int, *, sequences: int = 40, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, ...]:
+    """err_k of models of the same sizes with weights as before training, on routes fitted to them, one number a draw.
+
+    Args:
+        sequences: as of the other controls: half as many serve here.
+
+    Raises:
+        HopInterpError: no scored position among the sequences.
+    """
+    batch = _draw(model, task, hops, sequences, seed)[: max(sequences // 2, 1)]
+    errors = []
+    for draw in range(seed, seed + draws):
+        fresh = FusedTransformer(model.spec, model.spec.initial_parameters(draw)).to(model.device)
+        routes = fit_routes(fresh, task, hops, sequences=20, seed=draw)
+        errors.append(rate(run_routed(fresh, batch, routes), batch))
+    return tuple(errors)
 
 
-def _draw(model: FusedTransformer, routing: Routing, sequences: int, seed: int) -> Batch:
+def _draw(model: FusedTransformer, task: HopTask, hops: int, sequences: int, seed: int) -> Batch:
     # far from the seeds of fit_routes, so that the same `seed` gives it other sequences
-    batch = routing.task.sample(sequences, hops=routing.hops, seed=1_000_003 + seed, device=model.device)
+    batch = task.sample(sequences, hops=hops, seed=1_000_003 + seed, device=model.device)
     if not batch.scored.any():
-        raise HopInterpError(f"none of {sequences} sequences has a chain of {routing.hops} links")
+        raise HopInterpError(f"none of {sequences} sequences has a chain of {hops} links")
     return batch
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from threading import Event, Lock
 from typing import overload
 
-from hopinterp.decompile.controls import measure_controls, measure_faithfulness
+from hopinterp.decompile.abreast import Stopped, abreast
+from hopinterp.decompile.controls import measure_controls, measure_faithfulness, measure_untrained
 from hopinterp.decompile.decompilation import Decompilation, unsolved
 from hopinterp.decompile.derivations import find_tree
 from hopinterp.decompile.queries import find_queries
@@ -77,20 +79,21 @@ def decompile(
     network = subject.weights_for("decompile").to("cpu")
     ks = _checked(task, hops, sequences)
     single = hops is not None and not isinstance(hops, Iterable)
-    done = _Steps(report, len(ks) * len(STAGES))
+    done = _Steps(report, len(ks) * len(STAGES), Event())
     own = evaluate(network, task, ks, sequences=sequences // 2, seed=seed + _FRESH)
     failed = {int(k): float(own.error.sel(hops=k)) for k in own.hops.values if bool(own.failed.sel(hops=k))}
     if single and failed:
         raise HopInterpError(unsolved(subject.name or "the model", ks[0], failed[ks[0]]))
     work = _Work(network, task, SHARES if single else OF_SEVERAL, sequences, seed, done)
-    found: dict[int, Decompiled] = {}
-    for k in ks:
-        if k in failed:
-            done(len(STAGES), f"k = {k} is not solved")
-            continue
-        first = next(iter(found.values()), None)
-        found[k] = work.at(k, subject.name, first.controls.untrained if first else None)
-    return found[ks[0]] if single else Decompilation(model=subject.name, by_hops=found, unsolved=failed)
+    if single:
+        return work.at(ks[0], subject.name, None)
+    for k in failed:
+        done(len(STAGES), f"k = {k} is not solved")
+    solved = [k for k in ks if k not in failed]
+    untrained = work.untrained(solved[0]) if solved else None
+    late_first = solved[::-1]  # they take longest: what is left at the end, when not all threads have work, is short
+    by_hops = abreast(lambda k: work.at(k, subject.name, untrained), late_first, done.stop)
+    return Decompilation(model=subject.name, by_hops=dict(sorted(by_hops.items())), unsolved=failed)
 
 
 _FRESH = 500_009  # far from the seeds of all stages
@@ -110,15 +113,18 @@ def _checked(task: HopTask, hops: object, sequences: int) -> list[int]:
 
 
 class _Steps:
-    """Counts stages over all k, and reports."""
+    """Counts stages over all k, and reports. Stops the work on a k at the end of its stage once `stop` is set."""
 
-    def __init__(self, report: Report | None, total: int) -> None:
-        self.report, self.total, self.done = report, total, 0
+    def __init__(self, report: Report | None, total: int, stop: Event) -> None:
+        self.report, self.total, self.done, self.stop, self._lock = report, total, 0, stop, Lock()
 
     def __call__(self, stages: int, what: str) -> None:
-        self.done += stages
-        if self.report:
-            self.report(Progress(what, self.done, self.total))
+        if self.stop.is_set():
+            raise Stopped
+        with self._lock:
+            self.done += stages
+            if self.report:
+                self.report(Progress(what, self.done, self.total))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +138,20 @@ class _Work:
     seed: int
     done: Callable[[int, str], None]
 
+    @property
+    def count(self) -> dict[str, int]:
+        """How many sequences each stage draws."""
+        return {stage: max(round(share * self.sequences), LEAST) for stage, share in self.shares.items()}
+
+    def untrained(self, k: int) -> tuple[float, ...]:
+        """The control that is measured at one k for all."""
+        settings = {"sequences": self.count["controls"], "draws": DRAWS, "seed": self.seed}
+        return measure_untrained(self.network, self.task, k, **settings)
+
     def at(self, k: int, name: str, untrained: tuple[float, ...] | None) -> Decompiled:
         """Every stage at one k."""
-        network, seed = self.network, self.seed
-        count = {stage: max(round(share * self.sequences), LEAST) for stage, share in self.shares.items()}
+        # of its own: several k run at once, and a model's hooks are its state
+        network, seed, count = FusedTransformer(self.network.spec, self.network.parameters), self.seed, self.count
         self._finished(k, 0)
         routing = fit_routes(network, self.task, k, sequences=count["routes"], seed=seed)
         self._finished(k, 1)
@@ -158,7 +174,7 @@ class _Work:
             controls=controls,
             tree=tree,
             queries=queries,
-            network=network,
+            network=self.network,
         )
 
     def _finished(self, k: int, stage: int) -> None:

@@ -267,6 +267,7 @@ class Pruner:
     whole: Nodes
     tolerance: float = TOLERANCE
     _errors: dict[Nodes, float] = field(default_factory=dict)
+    _last: dict[Nodes, State] = field(default_factory=dict)
 
     def prune(self, seed: int = 0) -> Nodes:
         """What is left when, from the last block down, every node went without which the error stays within the tolerance.
@@ -274,36 +275,38 @@ class Pruner:
         Sets are tried before single nodes: first all that lies outside a tier, then halves. Within a block the order is
         drawn from the seed, but nodes on no derivation go before those on one.
         """
-        return self._descend(self._start, torch.Generator().manual_seed(seed)).nodes
+        state, nodes = self._start
+        return nodes if seed == 0 else self._descend(state, seed)
 
     @cached_property
-    def _start(self) -> State:
+    def _start(self) -> tuple[State, Nodes]:
         """The smallest tier from which a tree with names for all its nodes is found that does well; where there is none, the
-        one of all tiers, and the whole tree, from which the best is found. Tried in one order: the others start there."""
-        found: list[tuple[tuple[float, int], State]] = []
+        one of all tiers, and the whole tree, from which the best is found. Tried in one order, of seed 0: the others start
+        there. With what that order leaves."""
+        found: list[tuple[tuple[float, int], State, Nodes]] = []
         for tier in (*tiers(self.whole, self.runner.routing.hops), self.whole):
             state = self.runner.run(tier)
-            rank = self.rank(self._descend(state, torch.Generator().manual_seed(0)).nodes)
-            found.append((rank, state))
-            if rank[0] <= WELL * self.tolerance:
+            nodes = self._descend(state, seed=0)
+            found.append((self.rank(nodes), state, nodes))
+            if found[-1][0][0] <= WELL * self.tolerance:
                 break
-        return min(found, key=lambda pair: pair[0])[1]
+        return min(found, key=lambda tried: tried[0])[1:]
 
     def rank(self, nodes: Nodes) -> tuple[float, int]:
         """Trees whose named nodes do well by themselves come first, the smaller ones before the larger."""
         state = self.runner.run(printed(nodes, self.runner.routing.hops))
         return max(self.runner.error(state), WELL * self.tolerance), len(nodes)
 
-    def _descend(self, state: State, generator: torch.Generator) -> State:
+    def _descend(self, state: State, seed: int) -> Nodes:
         """Every block may use up an equal part of the tolerance, or the last one would use it all on nodes that matter and
         keep all below. A tree that does worse than the tolerance may lose a quarter of it, and keeps what it gains: some
         nodes do harm alone, for what they bring fits nothing else that is kept."""
-        depth = self.runner.model.spec.n_layers
+        generator, depth = torch.Generator().manual_seed(seed), self.runner.model.spec.n_layers
         for done, layer in enumerate(reversed(range(depth)), start=1):
             for part in range(3):
                 allowed = max(self.tolerance * done / depth, self.runner.error(state) + self.tolerance / 4 / depth)
                 state = self._try(state, self._groups(state, layer, generator)[part], allowed)
-        return self._tidy(state, max(self.tolerance, self.runner.error(state)) + self.tolerance / 4)
+        return self._tidy(state, max(self.tolerance, self.runner.error(state)) + self.tolerance / 4).nodes
 
     def _groups(self, state: State, layer: int, generator: torch.Generator) -> tuple[list[Node], list[Node], list[Node]]:
         """A block's nodes in a drawn order: those without a name, those on no derivation, those on one."""
@@ -321,7 +324,7 @@ class Pruner:
         """Remove what the error allows."""
 
         def without(tree: State, nodes: Sequence[Node]) -> State | None:
-            return self.runner.without(tree, nodes) if self._error_without(tree, nodes) <= allowed else None
+            return self._without(tree, nodes) if self._error_without(tree, nodes) <= allowed else None
 
         return remove(state, tried, without, lambda tree, nodes: [node for node in nodes if node in tree.nodes])
 
@@ -329,8 +332,16 @@ class Pruner:
         """Error without some nodes; the orders meet in the same sets, which are run once."""
         nodes = connected(state.nodes - frozenset(removed))
         if nodes not in self._errors:
-            self._errors[nodes] = self.runner.error(self.runner.without(state, removed)) - 1e-9  # rounding is no rise
+            self._errors[nodes] = self.runner.error(self._without(state, removed)) - 1e-9  # rounding is no rise
         return self._errors[nodes]
+
+    def _without(self, state: State, removed: Collection[Node]) -> State:
+        """A tree without some nodes; what was tried last is the one that is taken if it does well, and is not run again."""
+        nodes = connected(state.nodes - frozenset(removed))
+        if nodes not in self._last:
+            self._last.clear()
+            self._last[nodes] = self.runner.without(state, removed)
+        return self._last[nodes]
 
     def _tidy(self, state: State, limit: float) -> State:
         """Take away nodes that hardly matter, as many of the least as the limit allows at once, until all matter."""
@@ -343,5 +354,5 @@ class Pruner:
                 count //= 2
             if not count:
                 break
-            state = self.runner.without(state, little[:count])
+            state = self._without(state, little[:count])
         return state

@@ -76,7 +76,7 @@ class Case:
     Attributes:
         given: facts that hold of them (True) or do not.
         route: where it looks there.
-        share: of all positions, on the sequences it was fitted to.
+        share: of the positions that the guard was fitted to.
     """
 
     given: tuple[tuple[Fact, bool], ...]
@@ -242,27 +242,43 @@ def fit_guards(model: FusedTransformer, routing: Routing, *, sequences: int = 10
     if sequences < 4:
         raise HopInterpError(f"sequences is {sequences}; a guard is grown and judged on two each, at least")
     batch = routing.task.sample(sequences, hops=routing.hops, seed=2_000_003 + seed, device=model.device)
-    grow, judge = batch[: sequences // 2], batch[sequences // 2 :]
-    guards, poor = [], set()
     plain = GuardedRouting(**vars(routing))
+    guards, asked = [], set()
     for layer in range(len(routing.routes)):
-        grown, judged = (model.run_with_cache(part.tokens, [pattern(layer)])[1][pattern(layer)] for part in (grow, judge))
-        fixed, on_grown = routing.pattern(judge, layer), routing.pattern(grow, layer)
-        for head, route in enumerate(routing.routes[layer]):
-            explained = _explains(judged[:, head], fixed[:, head])
-            if explained >= POOR:
-                continue
-            poor.add((layer, head))
-            growing = _Growing.of(grow, grown[:, head], on_grown[:, head], route)
-            cases = growing.cases if growing else ()
-            if len(cases) < 2:
-                continue
-            guard = Guard(layer, head, route, cases, explained, explained)
-            made = replace(plain, guards=(guard,))._head(judge, layer, head)
-            guard = replace(guard, explains=_explains(judged[:, head], made))
-            if guard.explains - explained >= GAIN:
-                guards.append(guard)
-    return replace(plain, guards=tuple(guards), asked=frozenset(poor))
+        grow, judge = (_Seen.of(model, routing, layer, part) for part in (batch[: sequences // 2], batch[sequences // 2 :]))
+        for head in range(len(routing.routes[layer])):
+            if _explains(judge.own[:, head], judge.fixed[:, head]) < POOR:
+                asked.add((layer, head))
+                guards += _guard_of(plain, layer, head, grow, judge)
+    return replace(plain, guards=tuple(guards), asked=frozenset(asked))
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """One block's patterns on a batch: the model's own and by the fixed rules."""
+
+    batch: Batch
+    own: Pattern
+    fixed: Pattern
+
+    @classmethod
+    def of(cls, model: FusedTransformer, routing: Routing, layer: int, batch: Batch) -> _Seen:
+        own = model.run_with_cache(batch.tokens, [pattern(layer)])[1][pattern(layer)]
+        return cls(batch, own, routing.pattern(batch, layer))
+
+
+def _guard_of(plain: GuardedRouting, layer: int, head: int, grow: _Seen, judge: _Seen) -> list[Guard]:
+    """One head's guard, if it has one."""
+    route = plain.routes[layer][head]
+    growing = _Growing.of(grow.batch, grow.own[:, head], grow.fixed[:, head], route)
+    cases = growing.cases if growing else ()
+    if len(cases) < 2:
+        return []
+    without = _explains(judge.own[:, head], judge.fixed[:, head])
+    guard = Guard(layer, head, route, cases, without, without)
+    made = replace(plain, guards=(guard,)).pattern(judge.batch, layer)[:, head]
+    explains = _explains(judge.own[:, head], made)
+    return [replace(guard, explains=explains)] if explains - without >= GAIN else []
 
 
 @dataclass(frozen=True, eq=False)

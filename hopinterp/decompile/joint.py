@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from hopinterp.decompile.halving import remove
 from hopinterp.decompile.live import LiveRunner, LiveState, Site, Sites
@@ -17,9 +20,8 @@ TOLERANCE = 0.02
 err at 0, and at .47 or more without any one node of their circuit: any value up to .3 gives the same. Untrained ones err at
 .87 with everything kept. Trained ones err on fresh pairs by about twice what they do on the fitting ones, so .02."""
 
-SHARES = 4
-"""Of the fitting pairs, run one after the other."""
-States = list[LiveState]
+SHARES = (1 / 8, 3 / 8, 1 / 2)
+"""Of the fitting pairs, run one after the other, those whose answers are least certain first: what does harm shows there."""
 
 
 @dataclass(frozen=True)
@@ -45,34 +47,54 @@ class Joint:
 
 
 @dataclass(frozen=True, eq=False)
-class _Fit:
-    """The fitting pairs in shares, so that a circuit is given up as soon as the answers seen are too many wrong."""
+class _Run:
+    """One circuit's run on the fitting pairs in shares, so that a change of it is given up as soon as the answers seen are
+    too many wrong.
 
-    runners: list[LiveRunner]
+    Attributes:
+        fit: runs all fitting pairs.
+        order: of the pairs in the shares.
+        shares: of each share its runner and its state.
+    """
+
+    fit: LiveRunner
+    order: Int[Tensor, " pair"]
+    shares: list[tuple[LiveRunner, LiveState]]
+
+    @classmethod
+    def of(cls, fit: LiveRunner, kept: Iterable[Site]) -> _Run:
+        """A circuit from scratch."""
+        return cls._split(fit, torch.arange(len(fit.pairs.base)), fit.run(kept))
+
+    @classmethod
+    def _split(cls, fit: LiveRunner, order: Int[Tensor, " pair"], state: LiveState) -> _Run:
+        ends = [0, *(round(share * len(order)) for share in accumulate(SHARES))]
+        parts = [order[start:end] for start, end in pairwise(ends) if end > start]
+        return cls(fit, order, [(fit.of_pairs(part), state.of_pairs(part)) for part in parts])
+
+    @property
+    def kept(self) -> Sites:
+        return self.shares[0][1].kept
 
     @cached_property
-    def answers(self) -> int:
-        return sum(runner.position[..., 0].numel() for runner in self.runners)
+    def error(self) -> float:
+        return sum(int(runner.wrong(state).sum()) for runner, state in self.shares) / self.fit.pairs.position.numel()
 
-    def run(self, kept: Iterable[Site]) -> States:
-        kept = frozenset(kept)
-        return [runner.run(kept) for runner in self.runners]
-
-    def error(self, states: States) -> float:
-        wrong = sum(int(runner.wrong(state).sum()) for runner, state in zip(self.runners, states, strict=True))
-        return wrong / self.answers
-
-    def change(
-        self, states: States, allowed: float, *, add: Collection[Site] = (), remove: Collection[Site] = ()
-    ) -> States | None:
+    def change(self, allowed: float, *, add: Collection[Site] = (), remove: Collection[Site] = ()) -> _Run | None:
         """The changed circuit; None where its error is more than is allowed."""
         found, wrong = [], 0
-        for runner, state in zip(self.runners, states, strict=True):
-            found.append(runner.change(state, add=add, remove=remove))
-            wrong += int(runner.wrong(found[-1]).sum())
-            if wrong > allowed * self.answers + 1e-6:
+        for runner, state in self.shares:
+            found.append((runner, runner.change(state, add=add, remove=remove)))
+            wrong += int(runner.wrong(found[-1][1]).sum())
+            if wrong > allowed * self.fit.pairs.position.numel() + 1e-6:
                 return None
-        return found
+        return replace(self, shares=found)
+
+    def least_certain_first(self) -> _Run:
+        """The same run with its pairs in the order of how far their answers are from being wrong."""
+        margin = torch.cat([runner.margin(state).amin(1) for runner, state in self.shares])
+        state = LiveState.joined([state for _, state in self.shares]).of_pairs(self.order.argsort())
+        return self._split(self.fit, self.order[margin.argsort(stable=True)], state)
 
 
 def find_joint(fit: LiveRunner, fresh: LiveRunner, values: Iterable[Site], pointers: Iterable[Site]) -> Joint:
@@ -80,64 +102,61 @@ def find_joint(fit: LiveRunner, fresh: LiveRunner, values: Iterable[Site], point
 
     Block 0 is added first, at all places where the trees stand: it tells positions which letters are nearby.
     """
-    whole, shares = fit.whole, _Fit(fit.split(SHARES))
+    whole = fit.whole
     tree = frozenset(values) & whole
     seed = tree | (frozenset(pointers) & whole)
-    start, least = shares.run(seed), shares.error(shares.run(whole))
+    start, least = _Run.of(fit, seed), fit.error(fit.run(whole))
     places = {site.place for site in seed}
-    nearby = shares.change(
-        start, shares.error(start), add=[site for site in whole if site.layer == 0 and site.place in places]
-    )
-    grown = _grow(shares, start if nearby is None else nearby, whole, max(TOLERANCE, least))
-    pruned = _prune(shares, grown, seed)
-    kept = pruned[0].kept
-    wrong = fresh.wrong(fresh.run(kept))
+    nearby = start.change(start.error, add=[site for site in whole if site.layer == 0 and site.place in places])
+    grown = _grow(nearby or start, whole, max(TOLERANCE, least))
+    pruned = _prune(grown, seed)
+    wrong = fresh.wrong(fresh.run(pruned.kept))
     counts = torch.zeros(len(fresh.pairs.batch), 2, dtype=torch.float64)
     both = torch.stack([wrong.sum(1), torch.full((len(wrong),), wrong.shape[1])], dim=1).double()
     counts.index_add_(0, fresh.pairs.base, both)
     low, high = bootstrap(counts[:, 0], counts[:, 1], seed=0)
     return Joint(
-        kept,
+        pruned.kept,
         float(wrong.float().mean()),
         float(low),
         float(high),
-        fitted=shares.error(pruned),
-        seeded=shares.error(start),
-        values=shares.error(shares.run(tree)),
+        fitted=pruned.error,
+        seeded=start.error,
+        values=fit.error(fit.run(tree)),
         whole=least,
     )
 
 
-def _grow(fit: _Fit, states: States, whole: Sites, enough: float) -> States:
+def _grow(run: _Run, whole: Sites, enough: float) -> _Run:
     """Add whole blocks, the one that helps most first, until the error is low enough or none helps."""
-    while (error := fit.error(states)) > enough:
-        best = states
+    while (error := run.error) > enough:
+        best = run
         for layer in range(1 + max(site.layer for site in whole)):
-            here = [site for site in whole - states[0].kept if site.layer == layer]
-            tried = fit.change(states, error - 1e-5, add=here) if here else None
+            here = [site for site in whole - run.kept if site.layer == layer]
+            tried = run.change(error - 1e-5, add=here) if here else None
             if tried is not None:
-                best, error = tried, fit.error(tried)
-        if best is states:
+                best, error = tried, tried.error
+        if best is run:
             break
-        states = best
-    return states
+        run = best
+    return run
 
 
-def _prune(fit: _Fit, states: States, seed: Sites) -> States:
+def _prune(run: _Run, seed: Sites) -> _Run:
     """From the last block down, first what was added, then what the trees had; sets before single sites.
 
     Every block may use up an equal part of the tolerance, as in the value tree."""
-    runner = fit.runners[0]
-    depth = runner.model.spec.n_layers
-    for done, layer in enumerate(reversed(range(depth)), start=1):
+    spec = run.fit.model.spec
+    for done, layer in enumerate(reversed(range(spec.n_layers)), start=1):
+        run = run.least_certain_first()
         for part in (False, True):
-            allowed = max(TOLERANCE * done / depth, fit.error(states) + TOLERANCE / 4 / depth)
-            here = [site for site in states[0].kept if site.layer == layer and (site in seed) == part]
-            states = _try(fit, states, _units(here), allowed)
-    for head in range(runner.model.spec.n_heads):  # heads of block 0 were tried together
-        allowed = max(TOLERANCE, fit.error(states))
-        states = _try(fit, states, [frozenset(s for s in states[0].kept if (s.layer, s.head) == (0, head))], allowed)
-    return states
+            allowed = max(TOLERANCE * done / spec.n_layers, run.error + TOLERANCE / 4 / spec.n_layers)
+            here = [site for site in run.kept if site.layer == layer and (site in seed) == part]
+            run = _try(run, _units(here), allowed)
+    for head in range(spec.n_heads):  # heads of block 0 were tried together
+        allowed = max(TOLERANCE, run.error)
+        run = _try(run, [frozenset(s for s in run.kept if (s.layer, s.head) == (0, head))], allowed)
+    return run
 
 
 def _units(sites: Iterable[Site]) -> list[Sites]:
@@ -148,10 +167,10 @@ def _units(sites: Iterable[Site]) -> list[Sites]:
     return [frozenset(unit) for unit in units.values()]
 
 
-def _try(fit: _Fit, states: States, tried: list[Sites], allowed: float) -> States:
+def _try(run: _Run, tried: list[Sites], allowed: float) -> _Run:
     """Remove what the error allows."""
 
-    def without(circuit: States, units: Sequence[Sites]) -> States | None:
-        return fit.change(circuit, allowed, remove=frozenset[Site]().union(*units))
+    def without(circuit: _Run, units: Sequence[Sites]) -> _Run | None:
+        return circuit.change(allowed, remove=frozenset[Site]().union(*units))
 
-    return remove(states, tried, without)
+    return remove(run, tried, without)

@@ -85,18 +85,42 @@ class Pairs:
         return (found - back).clamp_min(0)
 
 
-Streams = Float[Tensor, "pair watched place d_model"]
-Heads = Float[Tensor, "pair watched place head d_head"]
+Streams = Float[Tensor, "place pair watched d_model"]
+Written = Float[Tensor, "written pair watched d_model"]  # of all places, or of i alone
+Heads = Float[Tensor, "place pair watched head d_head"]
 
 
 @dataclass(frozen=True, eq=False)
 class LiveState:
-    """One circuit's run: what it keeps, the streams before every block and after the last, head outputs, and the answers."""
+    """One circuit's run.
+
+    Attributes:
+        kept: what it keeps; `by_head`: places by their number, for each layer and head.
+        streams: before every block, and after the last at i alone.
+        values: of each block, less those of a stream whose every head output is the partner's.
+        z: head outputs of each block.
+    """
 
     kept: Sites
-    streams: list[Streams]
+    by_head: Mapping[tuple[int, int], frozenset[int]]
+    streams: list[Float[Tensor, "_ pair watched d_model"]]
+    values: list[Heads]
     z: list[Heads]
     logits: Float[Tensor, "pair watched d_vocab"]
+
+    def of_pairs(self, rows: Int[Tensor, " row"]) -> LiveState:
+        """Of some of the pairs."""
+        streams, values, z = ([x.index_select(1, rows) for x in xs] for xs in (self.streams, self.values, self.z))
+        return LiveState(self.kept, self.by_head, streams, values, z, self.logits[rows])
+
+    @classmethod
+    def joined(cls, states: Sequence[LiveState]) -> LiveState:
+        """The run of one circuit on the pairs of several runs."""
+        streams, values, z = (
+            [torch.cat(blocks, 1) for blocks in zip(*lists, strict=True)]
+            for lists in zip(*((state.streams, state.values, state.z) for state in states), strict=True)
+        )
+        return cls(states[0].kept, states[0].by_head, streams, values, z, torch.cat([state.logits for state in states]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +131,13 @@ class LiveRunner:
     and brings the values that its pattern gathers: at places of the chain and at those one before, those of the circuit's
     streams; at all other positions those of a stream whose every head output is the partner's. Embeddings and MLPs are live
     everywhere. Where find^j(i) − 1 is find^(j+1)(i) what is kept under one of the names is kept.
+
+    Attributes:
+        places: of the chain of i, then those one before each.
+        keys: of each block, of the clean run.
+        values: of each block, of a stream whose every head output is the partner's; `values_there`: at the places.
+        empty: the circuit that keeps nothing.
+        position: where the places are.
     """
 
     model: FusedTransformer
@@ -114,9 +145,8 @@ class LiveRunner:
     places: tuple[Place, ...]
     keys: list[Float[Tensor, "head pair d_head position"]]
     values: list[Float[Tensor, "head pair position d_head"]]
-    values_there: list[Float[Tensor, "head pair watched place d_head"]]
-    others: list[Heads]
-    embedded: Streams
+    values_there: list[Heads]
+    empty: LiveState
     position: Int[Tensor, "pair watched place"]
 
     @classmethod
@@ -125,44 +155,41 @@ class LiveRunner:
         """With the clean runs and what stands in, on the places of k hops."""
         places = tuple(Place(at, back) for back in (0, 1) for at in range(hops + 1))
         position = pairs.places(places)
-        n = int(position.max()) + 1
-        tokens = pairs.batch.tokens[:, :n]
-        x, off = model.embed(tokens), model.embed(tokens[pairs.base])
-        rows = torch.arange(len(pairs.base))[:, None, None]
-        embedded = off[rows, position]
-        keys, values, there, others = [], [], [], []
+        x = model.embed(pairs.batch.tokens[:, : int(position.max()) + 1])
+        # nothing after the last place of a pair is seen: rows of the stream whose every head output is the partner's
+        pair, seen = (torch.arange(x.shape[1]) <= position.flatten(1).amax(1)[:, None]).nonzero().T
+        off = x[pairs.base[pair], seen]
+        row = torch.zeros(len(pairs.base), x.shape[1], dtype=torch.long).index_put((pair, seen), torch.arange(len(pair)))
+        there = row[torch.arange(len(row))[:, None, None], position].permute(2, 0, 1)
+        partner = pairs.partner[:, None, None]
+        keys, values, values_there, others, streams = [], [], [], [], []
         for layer in range(model.spec.n_layers):
             q, k, v = model.qkv(model.norm(x, f"blocks.{layer}.ln1"), layer)
             z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=model.scale)
             keys.append(k[pairs.base].permute(1, 0, 3, 2).contiguous())
-            aside = z[pairs.partner]
-            others.append(aside.transpose(1, 2)[rows, position])
+            by_position = z.transpose(1, 2)
+            others.append(by_position[partner, position].permute(2, 0, 1, 3, 4).contiguous())
             off_values = values_at(model, model.norm(off, f"blocks.{layer}.ln1"), layer)
-            values.append(off_values.permute(2, 0, 1, 3).contiguous())
-            there.append(values[-1][:, rows, position])
+            values.append(off_values[row].permute(2, 0, 1, 3).contiguous())
+            values_there.append(off_values[there])
+            streams.append(off[there])
             if layer + 1 < model.spec.n_layers:
                 x = model.block_end(x + model.attn_out(z, layer), layer)
-                off = model.block_end(off + model.attn_out(aside, layer), layer)
-        return cls(model, pairs, places, keys, values, there, others, embedded, position)
+                aside = by_position[pairs.partner[pair], seen]
+                off = model.block_end(off + attn_out_at(model, aside, layer), layer)
+        last = model.spec.n_layers - 1
+        streams.append(model.block_end(streams[last][:1] + attn_out_at(model, others[last][:1], last), last))
+        nothing = [torch.zeros_like(v) for v in values_there]
+        empty = LiveState(frozenset(), {}, streams, nothing, others, model.unembed(streams[-1][0]))
+        return cls(model, pairs, places, keys, values, values_there, empty, position)
 
-    def split(self, parts: int) -> list[LiveRunner]:
-        """Runners of as many shares of the pairs."""
-        size = -(-len(self.pairs.base) // parts)
-        return [self._part(slice(start, start + size)) for start in range(0, len(self.pairs.base), size)]
-
-    def _part(self, rows: slice) -> LiveRunner:
+    def of_pairs(self, rows: Int[Tensor, " row"]) -> LiveRunner:
+        """For some of the pairs."""
         pairs = self.pairs
-        of_pairs = replace(pairs, base=pairs.base[rows], partner=pairs.partner[rows], position=pairs.position[rows])
-        return replace(
-            self,
-            pairs=of_pairs,
-            keys=[x[:, rows] for x in self.keys],
-            values=[x[:, rows] for x in self.values],
-            values_there=[x[:, rows] for x in self.values_there],
-            others=[x[rows] for x in self.others],
-            embedded=self.embedded[rows],
-            position=self.position[rows],
-        )
+        some = replace(pairs, base=pairs.base[rows], partner=pairs.partner[rows], position=pairs.position[rows])
+        keys, values, there = ([x.index_select(1, rows) for x in xs] for xs in (self.keys, self.values, self.values_there))
+        empty, position = self.empty.of_pairs(rows), self.position[rows]
+        return LiveRunner(self.model, some, self.places, keys, values, there, empty, position)
 
     @property
     def whole(self) -> Sites:
@@ -184,12 +211,18 @@ class LiveRunner:
         counts[..., len(self.places) // 2 : -1] -= self._twice.float()
         return counts
 
+    @cached_property
+    def _readers(self) -> list[set[int]]:
+        """For each place those from which it can be seen: the place itself, and all that in any row are no earlier."""
+        no_later = self.position[..., None] <= self.position[..., None, :]  # pair, watched, seen, seeing
+        seen = (no_later & (self._counts > 0)[..., None]).flatten(0, 1).any(0)
+        return [set(row.nonzero()[:, 0].tolist()) | {number} for number, row in enumerate(seen)]
+
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     def run(self, kept: Iterable[Site]) -> LiveState:
         """A circuit from scratch."""
-        empty = LiveState(frozenset(), [self.embedded], [], self.embedded.new_empty(*self.position.shape[:2], 0))
-        return self._update(empty, frozenset(kept))
+        return self._update(self.empty, frozenset(kept))
 
     def change(self, state: LiveState, *, add: Collection[Site] = (), remove: Collection[Site] = ()) -> LiveState:
         """A circuit with some sites more or fewer, computed only where it differs."""
@@ -199,71 +232,96 @@ class LiveRunner:
         """Where a circuit answers wrong."""
         return state.logits.argmax(-1) != self.pairs.answer
 
+    def margin(self, state: LiveState) -> Float[Tensor, "pair watched"]:
+        """The right answer's logit minus the largest other one."""
+        answer = self.pairs.answer[..., None]
+        return (state.logits.gather(-1, answer) - state.logits.scatter(-1, answer, -torch.inf).amax(-1, keepdim=True))[
+            ..., 0
+        ]
+
     def error(self, state: LiveState) -> float:
         """Share of positions that a circuit answers wrong."""
         return float(self.wrong(state).float().mean())
 
     @torch.no_grad()
     def _update(self, old: LiveState, kept: Sites) -> LiveState:
-        """Block by block: heads are run again whose sites changed, and those that read a stream that did."""
-        fresh = not old.z
-        before, now = self._by_head(old.kept), self._by_head(kept)
-        streams, zs = [self.embedded], []
+        """Block by block: heads are run again where their sites changed or read a stream that did."""
+        before, now = old.by_head, self._by_head(old, kept)
+        streams, values, zs, nowhere = [old.streams[0]], [], [], frozenset[int]()
         moved: set[int] = set()  # places whose stream before the block is not that of the old run
+        told: set[int] = set()  # those whose stream may be another than that of the empty circuit
         for layer in range(self._depth):
-            z = self.others[layer] if fresh else old.z[layer]
+            values.append(self._values(layer, streams[layer], old.values[layer], moved, told))
             again: dict[int, set[int]] = {}
             for head in range(self.model.spec.n_heads):
-                mine, was = now.get((layer, head), set()), before.get((layer, head), set())
-                # what block 0 brings depends on no stream that a circuit changes
-                differs = self._shadows(mine if moved and layer else mine ^ was) | self._shadows(mine ^ was)
+                mine, was = now.get((layer, head), nowhere), before.get((layer, head), nowhere)
+                differs = self._shadows((mine ^ was) | mine.intersection(set().union(*(self._readers[n] for n in moved))))
                 if layer + 1 == self._depth:
                     differs &= {0}
                 if differs:
                     again[head] = differs
-            z = self._heads(layer, streams[layer], z, again, {head: now.get((layer, head), set()) for head in again})
-            zs.append(z)
-            moved = moved.union(*again.values()) if not fresh else set(range(len(self.places)))
+            live = _Live(layer, streams[layer], values[layer], sorted(told))
+            zs.append(self._heads(live, old.z[layer], again, {head: now.get((layer, head), nowhere) for head in again}))
+            told = told.union(*(self._shadows(mine) for (at, _), mine in now.items() if at == layer))
+            moved = moved.union(*again.values())
             if layer + 1 == self._depth:
                 moved &= {0}
-            streams.append(self._end(layer, streams[layer], z, moved, None if fresh else old.streams[layer + 1]))
-        logits = self.model.unembed(streams[-1][:, :, 0]) if moved else old.logits
-        return LiveState(kept, streams, zs, logits)
+            streams.append(self._end(live, zs[layer], moved, told, old.streams[layer + 1]))
+        logits = self.model.unembed(streams[-1][0]) if moved else old.logits
+        return LiveState(kept, now, streams, values, zs, logits)
 
     @property
     def _depth(self) -> int:
         return self.model.spec.n_layers
 
-    def _heads(
-        self, layer: int, streams: Streams, z: Heads, again: Mapping[int, set[int]], kept: Mapping[int, set[int]]
-    ) -> Heads:
+    def _values(self, layer: int, streams: Streams, old: Heads, moved: set[int], told: set[int]) -> Heads:
+        """A block's values, less those of the empty circuit, with those of some places computed again."""
+        if not moved:
+            return old
+        values = old.clone()
+        values.index_fill_(0, _numbers(moved - told), 0)
+        if moved & told:
+            at = _numbers(moved & told)
+            normed = self.model.norm(streams.index_select(0, at), f"blocks.{layer}.ln1")
+            found = values_at(self.model, normed, layer) - self.values_there[layer].index_select(0, at)
+            values.index_copy_(0, at, found)
+        return values
+
+    def _heads(self, live: _Live, z: Heads, again: Mapping[int, set[int]], kept: Mapping[int, frozenset[int]]) -> Heads:
         """A block's head outputs, run again for some heads at some places: live where kept, else the partner's."""
         if not again:
             return z
-        z, normed = z.clone(), self.model.norm(streams, f"blocks.{layer}.ln1")
+        z = z.clone()
         for head, places in again.items():
-            at = sorted(places)
-            z[:, :, at, head] = self.others[layer][:, :, at, head]
-            live = sorted(places & self._shadows(kept[head]))
-            if live:
-                brings, other = self._live(layer, head, normed, live), self.others[layer][:, :, live, head]
-                z[:, :, live, head] = torch.where(self._mask(live, kept[head])[..., None], brings, other)
+            made, partner = z[:, :, :, head], self.empty.z[live.layer]
+            at = sorted(places & self._shadows(kept[head]))
+            if len(at) < len(places):
+                aside = _numbers(places.difference(at))
+                made.index_copy_(0, aside, partner.index_select(0, aside)[:, :, :, head])
+            if at:
+                mask, here = self._mask(at, kept[head])[..., None], _numbers(at)
+                other = partner.index_select(0, here)[:, :, :, head]
+                made.index_copy_(0, here, torch.where(mask, self._brings(live, head, at), other))
         return z
 
-    def _by_head(self, kept: Sites) -> dict[tuple[int, int], set[int]]:
-        """Places by their number, for every head that is kept anywhere."""
-        number = {place: n for n, place in enumerate(self.places)}
-        found: dict[tuple[int, int], set[int]] = {}
-        for site in kept:
-            found.setdefault((site.layer, site.head), set()).add(number[site.place])
+    def _by_head(self, old: LiveState, kept: Sites) -> dict[tuple[int, int], frozenset[int]]:
+        """Places by their number, for every head that is kept anywhere; only what changed is looked at."""
+        found = dict(old.by_head)
+        for site in old.kept ^ kept:
+            unit = site.layer, site.head
+            found[unit] = found.get(unit, frozenset()) ^ {self._number[site.place]}
         return found
 
-    def _shadows(self, places: set[int]) -> set[int]:
+    @cached_property
+    def _number(self) -> dict[Place, int]:
+        return {place: n for n, place in enumerate(self.places)}
+
+    def _shadows(self, places: Collection[int]) -> set[int]:
         """With the places that stand for some of them in some rows."""
         names = len(self.places) // 2
-        return places | {n - names + 1 for n in places if names <= n < 2 * names - 1}
+        return {*places, *(n - names + 1 for n in places if names <= n < 2 * names - 1)}
 
-    def _mask(self, at: list[int], kept: set[int]) -> Bool[Tensor, "pair watched place"]:
+    def _mask(self, at: list[int], kept: Collection[int]) -> Bool[Tensor, "place pair watched"]:
         """Where a head is kept, under this name or the other."""
         names = len(self.places) // 2
         columns = []
@@ -272,35 +330,51 @@ class LiveRunner:
             if 1 <= n < names and n - 1 + names in kept:
                 mine = mine | self._twice[..., n - 1]
             columns.append(mine)
-        return torch.stack(columns, dim=-1)
+        return torch.stack(columns)
 
-    def _live(self, layer: int, head: int, normed: Streams, at: list[int]) -> Float[Tensor, "pair watched at d_head"]:
+    def _brings(self, live: _Live, head: int, at: list[int]) -> Float[Tensor, "place pair watched d_head"]:
         """What a head brings to some places by its live query; off the chain it reads the resampled values."""
-        p, name = self.model.parameters, f"blocks.{layer}.attn."
-        watched = self.position.shape[1]
-        q = F.linear(normed[:, :, at], p[name + "W_Q"][head].T, p[name + "b_Q"][head]) * self.model.scale
+        p, layer, name = self.model.parameters, live.layer, f"blocks.{live.layer}.attn."
+        normed = self.model.norm(live.streams.index_select(0, _numbers(at)), f"blocks.{layer}.ln1")
+        q = F.linear(normed, p[name + "W_Q"][head].T, p[name + "b_Q"][head]) * self.model.scale
         here = self.position[:, :, at].flatten(1)
-        scores = q.flatten(1, 2) @ self.keys[layer][head]
+        scores = q.permute(1, 2, 0, 3).flatten(1, 2) @ self.keys[layer][head]
         future = torch.arange(scores.shape[-1]) > here[..., None]
         pattern = scores.masked_fill_(future, -torch.inf).softmax(-1)
-        z: Tensor = (pattern @ self.values[layer][head]).unflatten(1, (watched, -1))
-        if layer == 0:
-            return z
-        v = F.linear(normed, p[name + "W_V"][head].T, p[name + "b_V"][head]) - self.values_there[layer][head]
-        there = self.position[:, :, None].expand(-1, -1, len(at), -1)
-        weight = pattern.unflatten(1, (watched, -1)).gather(3, there) * self._counts[:, :, None]
-        z += weight @ v
-        return z
+        z: Tensor = (pattern @ self.values[layer][head]).unflatten(1, (-1, len(at)))
+        if told := live.told:
+            there = self.position[:, :, None, told].expand(-1, -1, len(at), -1)
+            weight = pattern.unflatten(1, (-1, len(at))).gather(3, there) * self._counts[:, :, None, told]
+            z += weight @ live.read[head]
+        return z.permute(2, 0, 1, 3)
 
-    def _end(self, layer: int, streams: Streams, z: Heads, touched: set[int], old: Streams | None) -> Streams:
-        """A block's output at the places that were touched; elsewhere as it was."""
-        if not touched:
-            assert old is not None
+    def _end(self, live: _Live, z: Heads, moved: set[int], told: set[int], old: Written) -> Written:
+        """A block's output at the places that moved; elsewhere as it was."""
+        if not moved:
             return old
-        at = sorted(touched)
-        after = self.model.block_end(streams[:, :, at] + attn_out_at(self.model, z[:, :, at], layer), layer)
-        if len(at) == len(self.places):
-            return after
-        made = torch.zeros_like(streams) if old is None else old.clone()
-        made[:, :, at] = after
+        made, at, aside = old.clone(), _numbers(moved & told), _numbers(moved - told)
+        made.index_copy_(0, aside, self.empty.streams[live.layer + 1].index_select(0, aside))
+        if len(at):
+            mid = live.streams.index_select(0, at) + attn_out_at(self.model, z.index_select(0, at), live.layer)
+            made.index_copy_(0, at, self.model.block_end(mid, live.layer))
         return made
+
+
+def _numbers(places: Iterable[int]) -> Int[Tensor, " place"]:
+    """Some places' numbers, in order, for index_select and its like: much faster than indexing by a list."""
+    return torch.tensor(sorted(places), dtype=torch.long)
+
+
+@dataclass(frozen=True, eq=False)
+class _Live:
+    """What the heads of a block read in one circuit's run; `told`: places whose values are not those of the empty one."""
+
+    layer: int
+    streams: Streams
+    values: Heads
+    told: list[int]
+
+    @cached_property
+    def read(self) -> Float[Tensor, "head pair watched told d_head"]:
+        """The values at those places."""
+        return self.values.index_select(0, _numbers(self.told)).permute(3, 1, 2, 0, 4).contiguous()

@@ -203,7 +203,7 @@ class _Query:
         p, name = model.parameters, f"blocks.{layer}.attn."
         normed = model.norm(drawn.streams[layer], f"blocks.{layer}.ln1")
         keys = F.linear(normed, p[name + "W_K"][head].T, p[name + "b_K"][head])[rows.sequence]
-        runner = TreeRunner(model, routing, rows, drawn.outside)
+        runner = TreeRunner(model, routing, rows, drawn.outside, until=layer)
         query = cls(runner, layer, head, part.hop, 0.0, keys, targets)
         return replace(query, own=_share(query.landing(drawn.streams[layer][rows.sequence, rows.position])))
 

@@ -103,11 +103,11 @@ class Queries:
 
     @cached_property
     def reach(self) -> tuple[int, ...]:
-        """R(ℓ): `known`, and what must be known although no tree was found for it: a jump of u hops needs a pointer of at
-        least u − 1 hops from the blocks before."""
+        """R(ℓ): `known`, and what must be known although no nodes were found to bring it (no tree, or stray nodes in it): a
+        jump of u hops needs a pointer of at least u − 1 hops from the blocks before."""
         most = list(self.known)
         for query in self.queries:
-            if not query.tree.found:
+            if query.tree.stray or not query.tree.found:
                 most[query.node.layer - 1] = max(most[query.node.layer - 1], query.tree.hop - 1)
         return tuple(accumulate(most, max))
 

@@ -253,6 +253,10 @@ class Decompiled:
     def _aside(self) -> Iterator[str]:
         if self.tree.aside:
             yield f"{len(self.tree.aside)} of the nodes lie on no derivation: they tell what the answer is not."
+        above = [f"block {layer} ({hops})" for layer, hops in enumerate(self.reach) if hops > 2**layer - 1]
+        if above:
+            most = "Above 2^ℓ − 1, the most that doubling brings on every chain"
+            yield f"{most}: {', '.join(above)}. Where letters repeat along the chain a head can bring more."
         if any(self.queries.implied):
             yield "?: a later jump needs so many hops, but no nodes were found that bring them to its query."
         if self.split:

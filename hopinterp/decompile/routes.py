@@ -364,18 +364,33 @@ def run_routed(
 ) -> Float[Tensor, "batch position d_vocab"]:
     """Logits of the model with the patterns of all heads (of the given layers only, if given) set by rule."""
     chunks = (batch[start : start + _BATCH] for start in range(0, len(batch), _BATCH))
-    return torch.cat([_run_chunk(model, chunk, routing, layers) for chunk in chunks])
+    return torch.cat([model.unembed(routed_streams(model, chunk, routing, layers)[-1]) for chunk in chunks])
 
 
-def _run_chunk(
-    model: FusedTransformer, batch: Batch, routing: Routing, layers: Sequence[int] | None
-) -> Float[Tensor, "batch position d_vocab"]:
-    x = model.embed(batch.tokens)
-    for layer in range(model.spec.n_layers):
-        q, k, v = model.qkv(model.norm(x, f"blocks.{layer}.ln1"), layer)
+Streams = list[Float[Tensor, "batch position d_model"]]
+
+
+@torch.no_grad()
+def routed_streams(
+    model: FusedTransformer,
+    batch: Batch,
+    routing: Routing,
+    layers: Sequence[int] | None = None,
+    *,
+    before: Streams | None = None,
+) -> Streams:
+    """The stream before every block and after the last, with patterns set by rule.
+
+    Args:
+        layers: the blocks whose patterns are; all by default.
+        before: the first of these streams, where another run has them already.
+    """
+    streams = [model.embed(batch.tokens)] if before is None else list(before)
+    for layer in range(len(streams) - 1, model.spec.n_layers):
+        q, k, v = model.qkv(model.norm(streams[-1], f"blocks.{layer}.ln1"), layer)
         if layers is None or layer in layers:
             z = routing.pattern(batch, layer) @ v
         else:
             z = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=model.scale)
-        x = model.block_end(x + model.attn_out(z, layer), layer)
-    return model.unembed(x)
+        streams.append(model.block_end(streams[-1] + model.attn_out(z, layer), layer))
+    return streams

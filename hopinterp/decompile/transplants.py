@@ -14,12 +14,13 @@ from hopinterp.decompile.interventions import NOTHING, Rate
 from hopinterp.decompile.nodes import START, Node, Path, derivations
 from hopinterp.decompile.queries import Queries, Query
 from hopinterp.decompile.readings import named
+from hopinterp.decompile.records import Decompiled
 from hopinterp.engine.per_position import transplanted
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
 from hopinterp.evidence.transplants.pairs import MatchedPairs
-from hopinterp.models.subject import ModelLike, Subject
-from hopinterp.task import Batch, HopTask
+from hopinterp.models.subject import Subject
+from hopinterp.task import Batch
 
 Letters = Int[Tensor, "way batch position"]
 """Letters 0 … |Σ| − 1 that ways bring to i; −1 where a way says nothing."""
@@ -76,7 +77,7 @@ class BlockTransplants:
 
 @torch.no_grad()
 def measure_transplants(
-    model: ModelLike, task: HopTask, queries: Queries, *, match: str = "occurrence", sequences: int = 100, seed: int = 0
+    found: Decompiled, *, match: str = "occurrence", sequences: int = 100, seed: int = 0
 ) -> BlockTransplants:
     """Put every block's output at i in from another sequence, at i alone, and compare the answer with the program's.
 
@@ -86,15 +87,16 @@ def measure_transplants(
     it: by number or by position. The program leaves that open, so each is a way of its own.
 
     Args:
+        found: by `decompile`, with the model.
         match: what base and source have in common at the positions counted (`evidence.transplants.pairs.MATCHES`). By
             default i is the same occurrence of the same letter, so that the two namings of an occurrence often agree.
         sequences: pairs, on none of which the program was found; of matched positions those count whose two answers are
             letters and differ.
 
     Raises:
-        HopInterpError: no derivation was found, or no position counts.
+        HopInterpError: no derivation was found, `found` was loaded without its model, or no position counts.
     """
-    subject = Subject.of(model, task)
+    task, queries, subject = found.task, found.queries, Subject.of(found.network_to_run)
     pairs = MatchedPairs.draw(task, queries.hops, sequences, match, 7 * seed + 900_007, subject.device)
     if not pairs.counted.any():
         raise HopInterpError(f"no position counts in {sequences} pairs at k = {queries.hops}: draw more")
@@ -185,9 +187,9 @@ class _Following:
 
     def _after(self, batch: Batch, q: Int[Tensor, "batch position"]) -> list[Int[Tensor, "batch position"]]:
         """The positions of the base that follow the letter at q: after the occurrence before the one with its number, and
-        after the last one before q."""
+        after the last one before q. Not i itself, which is the source's."""
         own, (by_number, by_position, _) = torch.arange(q.shape[1]), named(self.base, batch, q)
-        return [torch.where((q > 0) & (after <= own), after, 0) for after in (by_number, by_position)]
+        return [torch.where((q > 0) & (after < own), after, 0) for after in (by_number, by_position)]
 
 
 def _onward(batch: Batch, position: Int[Tensor, "batch position"], hops: int) -> Int[Tensor, "batch position"]:

@@ -16,7 +16,6 @@ from hopinterp.decompile.routes import Routing
 from hopinterp.errors import HopInterpError
 from hopinterp.models import blocks
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.models.hooks import SITES
 from hopinterp.task import Batch, HopTask
 
 
@@ -140,9 +139,12 @@ def streams_before(
     model: FusedTransformer, tokens: Int[Tensor, "batch position"]
 ) -> list[Float[Tensor, "batch position d_model"]]:
     """The stream before every block, in the model's own run."""
-    names = [SITES["resid_pre"].at(layer) for layer in range(model.spec.n_layers)]
-    cache = model.run_with_cache(tokens, names)[1]
-    return [cache[name] for name in names]
+    streams = [model.embed(tokens)]
+    for layer in range(model.spec.n_layers - 1):
+        q, k, v = model.qkv(model.norm(streams[-1], f"blocks.{layer}.ln1"), layer)
+        z = blocks.attend(q, k, v, model.scale)
+        streams.append(model.block_end(streams[-1] + model.attn_out(z, layer), layer))
+    return streams
 
 
 def values_at(
@@ -165,12 +167,13 @@ def attn_out_at(
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """One tree's run: the stream at each place it needs, before every block and after the last, and the values read."""
+    """One tree's run: the stream at each place it needs, before every block and after the last, the values read, and the
+    answers; no rows of these, where the run ended before the last block."""
 
     nodes: Nodes
     streams: list[dict[Place, Stream]]
     values: list[dict[Place, Heads]]
-    logits: Float[Tensor, "row d_vocab"]
+    logits: Float[Tensor, "_row d_vocab"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,12 +186,16 @@ class TreeRunner:
     null for a kept node its head does what its rule says of null rows, with the partner's values: nothing of the chain is
     read there. Embeddings and MLPs stay live at every place. Two places can be one position (find^j(i) − 1 is find^(j+1)(i)
     for one link in three): it is computed for each of them, with what is kept there.
+
+    Attributes:
+        until: the block before which runs end, for trees of earlier blocks' nodes whose answers are not asked for.
     """
 
     model: FusedTransformer
     routing: Routing
     rows: Rows
     outside: Outside
+    until: int | None = None
     _cache: dict[object, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -270,7 +277,8 @@ class TreeRunner:
     def run(self, nodes: Nodes) -> State:
         """The tree from scratch."""
         nodes = connected(nodes)
-        empty = State(frozenset(), [{} for _ in range(self._depth + 1)], [{} for _ in range(self._depth)], torch.empty(0, 0))
+        none = torch.empty(len(self.rows), 0)
+        empty = State(frozenset(), [{} for _ in range(self._depth + 1)], [{} for _ in range(self._depth)], none)
         return self._update(empty, nodes)
 
     def without(self, state: State, removed: Collection[Node]) -> State:
@@ -287,7 +295,7 @@ class TreeRunner:
 
     @property
     def _depth(self) -> int:
-        return self.model.spec.n_layers
+        return self.model.spec.n_layers if self.until is None else self.until
 
     @torch.no_grad()
     def _update(self, old: State, nodes: Nodes, given: Mapping[Node, Brought] | None = None) -> State:
@@ -314,7 +322,9 @@ class TreeRunner:
             streams.append({p: old.streams[layer + 1][p] for p in needed[layer + 1] if p not in moved})
             streams[-1] |= self._step(layer, {p: streams[layer][p] for p in moved}, by_place[layer], values[-1], given or {})
             changed = set(moved)
-        logits = self.model.unembed(streams[-1][START]) if changed or not len(old.logits) else old.logits
+        logits = old.logits
+        if self.until is None and (changed or not logits.shape[1]):
+            logits = self.model.unembed(streams[-1][START])
         return State(nodes, streams, values, logits)
 
     def _values(self, layer: int, streams: Mapping[Place, Stream]) -> dict[Place, Heads]:

@@ -72,8 +72,9 @@ def _with_program(program: Decompiled, by_blocks: Decision) -> Decision:
     still be read off routes and queries."""
     law = judge_program(program)
     if law.explained:
-        beside = f"By one number a block, from the other evidence alone, it would be {by_blocks.verdict}."
-        return Decision(HypothesisName(law.verdict), law.form, (*law.reasons, beside), law.pace, by_program=True)
+        beside = f"From the other evidence alone, by one number a block, it would be {by_blocks.verdict}:"
+        reasons = (*law.reasons, beside, *by_blocks.reasons)
+        return Decision(HypothesisName(law.verdict), law.form, reasons, law.pace, by_program=True)
     if by_blocks.verdict in claims():
         return replace(by_blocks, reasons=(law.reasons[0], "So the evidence of the blocks decides.", *by_blocks.reasons))
     if law.carried:

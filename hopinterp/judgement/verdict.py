@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 
 import xarray as xr
 
-from hopinterp.decompile.decompiled import LEAST, decompile
+from hopinterp.decompile.decompiled import LEAST, STAGES, decompile
 from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.transplants import BlockTransplants, measure_transplants
 from hopinterp.errors import HopInterpError
@@ -26,8 +26,8 @@ from hopinterp.progress import Progress, Report
 from hopinterp.task import Hops, HopTask
 from hopinterp.theory.hypotheses import claims, exact, resolved
 
-STAGES = ("the program", "transplants foretold")
-"""What is gathered besides the kinds of evidence."""
+WORST = 400
+"""Chains without a repeat that every k is asked on at least, enough to say that k is solved there."""
 
 
 def verify(
@@ -54,8 +54,14 @@ def verify(
             of which only the answers can be had; or a `behaviour` without this k.
     """
     subject, k = _opened(model, task), _checked(task, task.hop_count(hops))[0]
-    gathered = {} if behaviour is None else {"behaviour": behaviour}
-    return _Work(subject, task, sequences, seed).at(k, gathered, report or _silent)
+    work, said = _Work(subject, task, sequences, seed), report or _silent
+    total = 1 + len(STAGES) + len(KINDS)
+    if behaviour is None:
+        said(Progress("behaviour", 0, total))
+        behaviour = KINDS["behaviour"].gather(subject, task, k, sequences, seed)
+    # where the model fails there is no program; the other evidence shows how
+    program = (None, "") if _fails(behaviour, k) else work.program(k, _part(said, 1, total))
+    return work.at(k, {"behaviour": behaviour}, *program, _part(said, 1 + len(STAGES), total))
 
 
 def verify_all(
@@ -77,29 +83,31 @@ def verify_all(
     subject = _opened(model, task)
     ks = _checked(task, range(1, task.max_hops + 1) if hops is None else hops)
     work, said = _Work(subject, task, sequences, seed), report or _silent
-    once = [kind for kind in KINDS.values() if kind.every_k and kind.name != "behaviour"]
-    at_each = len(KINDS) - len(once) - 1 + len(STAGES)
-    total = 1 + len(once) + at_each * len(ks)
-    said(Progress("behaviour", 0, total))
-    gathered = {"behaviour": evaluate(subject, task, sequences=2 * sequences, seed=seed, distinct=WORST * sequences)}
-    for kind in once:
-        said(Progress(kind.words, len(gathered), total))
-        gathered[kind.name] = kind.gather(subject, task, max(ks), sequences, seed)
+    said(Progress("behaviour", 0, 1))
+    count = max(4 * sequences, WORST)
+    gathered = {"behaviour": evaluate(subject, task, sequences=2 * sequences, seed=seed, distinct=count)}
+    once = [kind for kind in KINDS.values() if kind.every_k and kind.name not in gathered]
+    gathered |= {kind.name: kind.gather(subject, task, max(ks), sequences, seed) for kind in once}
+    looked_into = [k for k in ks if not _fails(gathered["behaviour"], k)]
+    found, each = len(STAGES) * len(looked_into), len(KINDS) - len(once)
+    total = 1 + found + each * len(looked_into)
+    programs = work.programs(looked_into, _part(said, 1, total))
     verdicts, unmeasured = {}, {}
-    for done, k in enumerate(ks):
-        shifted = _shifted(said, k, 1 + len(once) + done * at_each, total)
+    for done, k in enumerate(sorted(ks, key=looked_into.__contains__)):
+        part = _part(said, 1 + found + each * (done - len(ks) + len(looked_into)), total, f"k = {k}: ")
         try:
-            verdicts[k] = work.failed(k, gathered) or work.at(k, gathered, shifted)
+            verdicts[k] = work.at(k, gathered, *programs[k], part) if k in programs else work.failed(k, gathered)
         except HopInterpError as error:
             unmeasured[k] = str(error)
     if not verdicts:
         raise HopInterpError(next(iter(unmeasured.values())))
     said(Progress("verdicts", total, total))
+    verdicts = dict(sorted(verdicts.items()))
     return Survey(model=subject.name, verdicts=verdicts, unmeasured=unmeasured, capacity=_largest(verdicts))
 
 
-WORST = 4
-"""Times `sequences`: chains without a repeat that every k is asked on, enough to say at 100 that k is solved there."""
+Program = tuple[Decompiled | None, str]
+"""What `decompile` found, or why it found nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,48 +119,53 @@ class _Work:
     sequences: int
     seed: int
 
-    def at(self, hops: int, gathered: Mapping[str, xr.Dataset], report: Report) -> Verdict:
+    def at(
+        self, hops: int, gathered: Mapping[str, xr.Dataset], program: Decompiled | None, why: str, report: Report
+    ) -> Verdict:
         """Gather what has not been, and judge."""
         found = dict(gathered)
         left = [kind for kind in KINDS.values() if kind.name not in found]
         for done, kind in enumerate(left):
-            report(Progress(kind.words, done, len(left) + len(STAGES)))
+            report(Progress(kind.words, done, len(left) + 1))
             found[kind.name] = kind.gather(self.subject, self.task, hops, self.sequences, self.seed)
-        report(Progress(STAGES[0], len(left), len(left) + len(STAGES)))
-        program, why = self.program(hops, found["behaviour"])
-        report(Progress(STAGES[1], len(left) + 1, len(left) + len(STAGES)))
-        foretold = self.foretold(program)
-        verdict = judge(found, hops, self.settings, program=program, foretold=foretold, no_program=why)
-        report(Progress("verdict", len(left) + len(STAGES), len(left) + len(STAGES)))
+        report(Progress("transplants foretold", len(left), len(left) + 1))
+        verdict = judge(found, hops, self.settings, program=program, foretold=self.foretold(program), no_program=why)
+        report(Progress("verdict", len(left) + 1, len(left) + 1))
         return verdict
 
-    def failed(self, hops: int, gathered: Mapping[str, xr.Dataset]) -> Verdict | None:
-        """The verdict where behaviour alone says "none"; None where it does not."""
-        behaviour = gathered["behaviour"]
-        if not bool(behaviour.failed.sel(hops=hops)):
-            return None
-        return _judged({"behaviour": behaviour}, hops, self.settings, len(self.subject.layers()))
+    def failed(self, hops: int, gathered: Mapping[str, xr.Dataset]) -> Verdict:
+        """The verdict where behaviour alone says "none"."""
+        return _judged({"behaviour": gathered["behaviour"]}, hops, self.settings, len(self.subject.layers()))
 
     @property
     def settings(self) -> dict[str, Any]:
         return {"sequences": self.sequences, "seed": self.seed}
 
-    def program(self, hops: int, behaviour: xr.Dataset) -> tuple[Decompiled | None, str]:
-        """What `decompile` finds, or why there is none."""
-        if bool(behaviour.failed.sel(hops=hops)):
-            return None, ""
+    def program(self, hops: int, report: Report | None = None) -> Program:
+        """What `decompile` finds at one k."""
         try:
-            count = max(2 * self.sequences, LEAST)
-            return decompile(self.subject, self.task, hops, sequences=count, seed=self.seed), ""
+            return decompile(self.subject, self.task, hops, report=report, **self._drawn), ""
         except HopInterpError as error:
             return None, f"There is no program to judge ({error}): the evidence of the blocks decides."
+
+    def programs(self, ks: list[int], report: Report) -> dict[int, Program]:
+        """What `decompile` finds at several k, all at once; at each for itself where that cannot be."""
+        try:
+            found = decompile(self.subject, self.task, ks, report=report, **self._drawn) if ks else None
+        except HopInterpError:
+            return {k: self.program(k) for k in ks}
+        return {k: (found.by_hops[k], "") if found and k in found.by_hops else self.program(k) for k in ks}
+
+    @property
+    def _drawn(self) -> dict[str, int]:
+        return {"sequences": max(2 * self.sequences, LEAST), "seed": self.seed}
 
     def foretold(self, program: Decompiled | None) -> BlockTransplants | None:
         """How well the program foretells transplants of whole blocks; None where it says nothing of any."""
         if program is None or not program.derivations:
             return None
         try:
-            return measure_transplants(self.subject, self.task, program.queries, sequences=self.sequences, seed=self.seed)
+            return measure_transplants(program, sequences=self.sequences, seed=self.seed)
         except HopInterpError:  # too few pairs whose answers differ
             return None
 
@@ -173,12 +186,17 @@ def _checked(task: HopTask, hops: Hops) -> list[int]:
     return ks
 
 
+def _fails(behaviour: xr.Dataset, hops: int) -> bool:
+    return hops in behaviour.hops and bool(behaviour.failed.sel(hops=hops))
+
+
 def _silent(now: Progress) -> None:
     """Say nothing."""
 
 
-def _shifted(report: Report, k: int, start: int, total: int) -> Report:
-    return lambda now: report(Progress(f"k = {k}: {now.what}", start + now.done, total, now.details))
+def _part(report: Report, before: int, total: int, start: str = "") -> Report:
+    """Progress of a part of the work, after some steps of all."""
+    return lambda now: report(Progress(start + now.what, before + now.done, total, now.details))
 
 
 def judge(

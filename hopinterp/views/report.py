@@ -28,10 +28,9 @@ from hopinterp.theory.hypotheses import HYPOTHESES, claims
 from hopinterp.views import circuits
 from hopinterp.views.circuits import Example
 from hopinterp.views.plates import Plate, error_plate, program_plates
+from hopinterp.views.verdicts import ink
 
 _PACKAGES = ("hopinterp", "torch", "transformer-lens", "circuitsvis", "matplotlib")
-_PLAIN = {"linear by two": "#CC79A7", "beyond": "#D55E00", "mixed": "#D55E00", "undetermined": "#57606A"}
-"""Colours of the verdicts that name no hypothesis."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _part(verdict: Verdict, sharp: bool) -> Part:
         verdict.hops,
         verdict.verdict,
         verdict.form,
-        _PLAIN[verdict.verdict] if verdict.verdict in _PLAIN else HYPOTHESES[verdict.verdict].ink,
+        ink(verdict.verdict),
         _words(verdict),
         _percent(verdict.error),
         [] if verdict.program is None else verdict.program.reading.splitlines(),

@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from hopinterp.evidence.reading.behaviour import SOLVED, error_table, solved_by
+from hopinterp.evidence.reading.behaviour import SOLVED, capacity, error_table, solved_by
 from hopinterp.theory.hypotheses import exact
 
 if TYPE_CHECKING:
@@ -48,25 +48,47 @@ def model_reading(place: object, card: Card) -> str:
 
 
 def errors_json(found: xr.Dataset) -> dict[str, Any]:
-    """What `evaluate` found, keyed by k: the table that a card keeps."""
-    return error_table(found)
+    """What `evaluate` found, keyed by k: the table that a card keeps, and the capacity; with `distinct`, both for chains on
+    which no letter repeats two hops apart."""
+    table = error_table(found) | {"capacity": capacity(found)}
+    if "distinct_error" in found:
+        table["distinct"] = error_table(_on_distinct(found)) | {"capacity": capacity(found, distinct=True)}
+        del table["distinct"]["settings"]
+    return table
+
+
+def _on_distinct(found: xr.Dataset) -> xr.Dataset:
+    """What was found on chains on which no letter repeats two hops apart, by the names of what was found on all."""
+    names = ("error", "low", "high", "solved", "positions")
+    return found[[f"distinct_{name}" for name in names]].rename({f"distinct_{name}": name for name in names})
 
 
 def errors_table(found: xr.Dataset) -> Table:
     """A row a k."""
-    table = ruled_table("k", "error %", "95% interval", "positions")
+    parts = [found, _on_distinct(found)] if "distinct_error" in found else [found]
+    names = ("error %", "95% interval", "positions")
+    table = ruled_table("k", *names, *(["without repeats %", *names[1:]] if len(parts) > 1 else []))
     for k in found.hops.values:
-        row = found.sel(hops=k)
-        interval = f"{100 * float(row.low):.2f} – {100 * float(row.high):.2f}"
-        table.add_row(str(k), f"{100 * float(row.error):.2f}", interval, str(int(row.positions)))
+        table.add_row(str(k), *(cell for part in parts for cell in _error_cells(part.sel(hops=k))))
     return table
+
+
+def _error_cells(row: xr.Dataset) -> tuple[str, str, str]:
+    if not int(row.positions):
+        return ("–", "–", "0")
+    interval = f"{100 * float(row.low):.2f} – {100 * float(row.high):.2f}"
+    return (f"{100 * float(row.error):.2f}", interval, str(int(row.positions)))
 
 
 def errors_reading(found: xr.Dataset, name: str) -> str:
     """Up to which k the model answers."""
     dropout = found.attrs["dropout"]
     condition = f"with dropout {dropout:g}" if dropout else "in eval mode"
-    return f"{name} solves {solved(error_table(found))} {condition} ({_BAR})."
+    said = f"{name} solves {solved(error_table(found))} {condition} ({_BAR})."
+    if "distinct_error" not in found:
+        return said
+    worst = solved(error_table(_on_distinct(found)))
+    return f"{said} On chains on which no letter repeats two hops apart, the theorem's worst case: {worst}."
 
 
 def attention_json(one: xr.Dataset, hops: int) -> dict[str, Any]:

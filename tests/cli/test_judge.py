@@ -1,5 +1,7 @@
 """verify: the verdict, its report, and what it refuses."""
 
+from datetime import datetime
+
 import pytest
 
 from hopinterp.models import store
@@ -9,9 +11,10 @@ from hopinterp.theory.construction import Construction
 def test_verify(run, doubling, tmp_path):
     status, out, err = run("verify", doubling, "--sequences", 20, "--report", tmp_path / "r.html")
     assert (status, err) == (0, "")
-    assert out.splitlines()[-1] == ("s, k = 4: doubling (successor). Blocks resolve 0, 1, 3, 4 hops; theory 0, 1, 3, 4.")
+    said = "s, k = 4: doubling (successor), at full pace. Blocks reach 0, 1, 3, 4 of at most 0, 1, 3, 7 hops."
+    assert out.splitlines()[-1] == said
     assert "Lookup fails at block 2: its output stands for 3 hops done (transplants), not 2." in out
-    assert "All 4 controls passed." in out
+    assert "All 5 controls passed." in out
     page = (tmp_path / "r.html").read_text()
     assert "doubling" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "s"]
@@ -23,11 +26,18 @@ def test_verify_json(run_json, doubling):
     assert names <= set(found)
     assert (found["verdict"], found["form"], found["hops"]) == ("doubling", "successor", 4)
     assert found["resolved"] == {
+        "program": [0, 1, 3, 4],
         "probe": [0, 1, 3, 4],
         "transplant": [0, 1, 3, 4],
         "light_cone": [[0, 1], [1, 2], [3, 4], [4, 4]],
     }
     assert found["attended"] == [[], [1], [2], [4]]
+    assert (found["pace"], found["reach"], found["derivations"]) == ("full", [0, 1, 3, 4], [[4]])
+    assert (found["explained"], found["program"]["explained"], found["decided_by"]) == (True, True, "program")
+    assert found["model"] == "s"
+    assert found["command"].startswith("hopinterp ")
+    assert datetime.fromisoformat(found["date"]).tzinfo is not None
+    assert found["version"]
     assert found["theory"]["successor"] == [0, 1, 3, 4]
     assert found["growth"][0] == {"layers": [1, 2], "by": "probe", "ratio": 3.0, "low": 3.0, "high": 3.0}
     assert (found["settings"]["solved"], found["settings"]["failed"]) == (0.01, 0.05)

@@ -25,6 +25,16 @@ def test_eval_table(run, model):
     assert "m solves not even k = 2 in eval mode" in out
 
 
+def test_eval_splits_by_chain(run, run_json, model, small_model, small_task):
+    found = run_json("eval", model, "--hops", "1-3", "--sequences", 5, "--distinct", 6)
+    measured = hi.evaluate(small_model, small_task, [1, 2, 3], sequences=5, distinct=6)
+    assert list(found["distinct"]["errors"].values()) == measured.distinct_error.values.tolist()
+    assert (found["capacity"], found["distinct"]["capacity"]) == (0, 0)
+    _, out, _ = run("eval", model, "--hops", "2", "--sequences", 5, "--distinct", 6)
+    assert "without repeats %" in out
+    assert "no letter repeats two hops apart, the theorem's worst case: not even k = 2." in " ".join(out.split())
+
+
 def test_probe_json(run_json, model):
     found = run_json("probe", model, "--hops", 2, "--method", "ridge", "--sequences", 10, "--train-sequences", 20)
     assert found["hops"] == 2

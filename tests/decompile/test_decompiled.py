@@ -240,6 +240,15 @@ def test_what_cannot_be_decompiled_is_refused(made, hops, sequences, words):
         decompile(made, TASK, hops, sequences=sequences)
 
 
+def test_reach_above_doubling_is_said_in_words(found):
+    assert "Above 2^ℓ − 1" not in found.reading
+    head = found.queries.queries[0]
+    lost = replace(head, tree=replace(head.tree, carrying=(), stray=(), hop=5, found=False))
+    more = replace(found, queries=replace(found.queries, queries=(lost,)))
+    layer = head.node.layer - 1
+    assert f"the most that doubling brings on every chain: block {layer} (4)" in more.reading
+
+
 def test_two_programs_are_told_apart(found):
     other = decompile(Construction.of(TASK, K, "lookup").fused, TASK, K, sequences=20)
     told = diff(found, other)

@@ -99,7 +99,7 @@ def test_it_is_gathered_and_read(found):
 
 def test_its_controls_count(found):
     assert found.controls["some_block"].passed is True
-    assert "All 5 controls passed." in found.reading
+    assert "All 6 controls passed." in found.reading
     broken = found.evidence["without"].assign_attrs(needed=2.0)
     with registered(WITHOUT):
         doubtful = judge({**found.evidence, "without": broken}, 4)

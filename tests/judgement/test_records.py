@@ -14,6 +14,7 @@ from hopinterp.theory.construction import Construction
 from hopinterp.theory.hypotheses import Hypothesis, registered
 
 TASK = hi.HopTask(20, 4, 4)
+BY_BLOCKS = {"decided_by": "blocks", "pace": None}
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,11 @@ def test_print(verdict):
     assert len({len(line) for line in lines[: lines.index("")]}) == 1  # columns line up
     for reason in named.reasons:
         assert reason in lines
-    assert lines[-1] == "a <b>, k = 4: doubling (successor). Blocks resolve 0, 1, 3, 4 hops; theory 0, 1, 3, 4."
+    assert lines[-1] == (
+        "a <b>, k = 4: doubling (successor), at full pace. Blocks reach 0, 1, 3, 4 of at most 0, 1, 3, 7 hops."
+    )
     assert repr(named) == f"<Verdict: {lines[-1]}>"
-    assert "All 4 controls passed." in lines
+    assert "All 5 controls passed." in lines
 
 
 def test_a_notebook_shows_the_same(verdict):
@@ -77,8 +80,20 @@ def test_a_notebook_shows_the_same(verdict):
     ("changes", "end"),
     [
         ({"verdict": "none", "form": None}, "k = 4: none. Its error is 0.0%."),
-        ({"form": None}, "theory: doubling 0, 1, 2–3, 4; sequential 0, 1, 2, 3."),
-        ({"verdict": "sequential", "form": None}, "k = 4: sequential. Blocks resolve 0, 1, 3, 4 hops; theory 0, 1, 2, 3."),
+        ({"form": None} | BY_BLOCKS, "theory: doubling 0, 1, 2–3, 4; sequential 0, 1, 2, 3."),
+        (BY_BLOCKS, "k = 4: doubling (successor). Blocks resolve 0, 1, 3, 4 hops; theory 0, 1, 3, 4."),
+        (
+            {"verdict": "sequential", "form": None} | BY_BLOCKS,
+            "k = 4: sequential. Blocks resolve 0, 1, 3, 4 hops; theory 0, 1, 2, 3.",
+        ),
+        (
+            {"pace": "slack"},
+            "doubling (successor), with depth to spare. Blocks reach 0, 1, 3, 4 of at most 0, 1, 3, 7 hops.",
+        ),
+        (
+            {"verdict": "beyond", "form": None, "pace": None},
+            "k = 4: beyond. Blocks reach 0, 1, 3, 4 of at most 0, 1, 3, 7 hops.",
+        ),
     ],
 )
 def test_headlines(verdict, changes, end):
@@ -90,7 +105,7 @@ def test_a_failed_control_is_said(verdict):
     failed = replace(verdict, controls={**verdict.controls, "off_chain": off})
     assert "Controls failed: off_chain." in failed.reading
     unclear = replace(verdict, controls={**verdict.controls, "off_chain": replace(off, passed=None)})
-    assert "3 controls passed; none failed." in unclear.reading
+    assert "4 controls passed; none failed." in unclear.reading
 
 
 def test_growth_stands_beside_theory(verdict):
@@ -101,14 +116,22 @@ def test_growth_stands_beside_theory(verdict):
 
 
 def test_capacity():
-    found = Capacity(measured=10, held=5, stands_for=3)
-    assert found.to_json() == {"measured": 10, "predicted": 11, "predicted_sequential": 6, "predicted_transplant": 7}
+    found = Capacity(measured=10, held=5, stands_for=3, reach=4, worst=9)
+    assert found.to_json() == {
+        "measured": 10,
+        "worst": 9,
+        "predicted": 11,
+        "predicted_sequential": 6,
+        "predicted_transplant": 7,
+        "predicted_program": 9,
+    }
     assert str(found) == (
-        "Capacity: every k ≤ 10 at 1%; by what the block before the last holds, the last could reach 11 (doubling), 6"
-        " (sequential); by what it stands for, 7 (doubling), 4 (sequential)."
+        "Capacity: every k ≤ 10 at 1% (k ≤ 9 on chains without a repeat); the last block could reach by the program, 9"
+        " (doubling), 5 (sequential); by what the block before holds, 11 (doubling), 6 (sequential); by what that"
+        " stands for, 7 (doubling), 4 (sequential)."
     )
     assert str(Capacity(0, None, None)) == "Capacity: k = 1 is not solved at 1%."
-    assert str(Capacity(None, 1, None)).startswith("Capacity: not measured; by what the block before the last holds")
+    assert str(Capacity(None, 1, None)).startswith("Capacity: not measured; the last block could reach by what the block")
     assert "stands for" not in str(Capacity(None, 1, None))
 
 
@@ -116,16 +139,19 @@ def test_a_saved_verdict_comes_back(verdict, tmp_path):
     verdict.save(tmp_path / "v")
     assert {path.name for path in (tmp_path / "v").iterdir()} == {
         "judgement.json",
+        "decompiled.json",
+        "patterns.safetensors",
         *(f"{kind}.nc" for kind in verdict.evidence),
     }
     again = load_verdict(tmp_path / "v")
-    for name in (field.name for field in fields(verdict) if field.name != "evidence"):
+    for name in (field.name for field in fields(verdict) if field.name not in ("evidence", "program")):
         assert getattr(again, name) == getattr(verdict, name), name
         assert type(getattr(again, name)) is type(getattr(verdict, name)), name
     for kind, found in verdict.evidence.items():
         assert found.identical(again.evidence[kind]), kind
     assert str(again) == str(verdict)
-    judged = judge(again.evidence, again.hops)
+    assert again.program.to_json() == verdict.program.to_json()
+    judged = judge(again.evidence, again.hops, program=again.program, foretold=again.foretold)
     assert judged.to_json() == verdict.to_json()
 
 

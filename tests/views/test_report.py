@@ -20,6 +20,11 @@ from hopinterp.views import circuits
 from hopinterp.views.report import report, write_report
 
 TASK = hi.HopTask(40, 4, 5)
+GROWTH = {
+    "program": "growth of what it reaches",
+    "transplant": "growth of what it stands for",
+    "probe": "growth of what it holds",
+}
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 
@@ -70,13 +75,18 @@ def page(verdict, made) -> str:
 
 
 @pytest.fixture(scope="module")
-def survey_page(survey, small_model, small_task) -> str:
-    return report(survey, "m", small_model, small_task)
+def every_k(small_task):
+    return Construction.of(small_task, None, "lookup").fused
 
 
 @pytest.fixture(scope="module")
-def survey(small_model, small_task):
-    return verify_all(small_model, small_task, [1, 2], sequences=10)
+def survey_page(survey, every_k, small_task) -> str:
+    return report(survey, "m", every_k, small_task)
+
+
+@pytest.fixture(scope="module")
+def survey(every_k, small_task):
+    return verify_all(every_k, small_task, [1, 2], sequences=20)
 
 
 def test_what_the_verdict_says_is_on_the_page(verdict, page):
@@ -85,14 +95,15 @@ def test_what_the_verdict_says_is_on_the_page(verdict, page):
     assert taken.texts["h1"] == ["How a <made> model solves k-hop induction"]
     assert taken.texts["h2"][0] == "The verdict at k = 4"
     assert any(text.strip() == "doubling, successor" for text in taken.texts["span"])
-    assert taken.texts["li"] == list(verdict.reasons)
+    beside = [verdict.foretold_text, verdict.disagreements_text]
+    assert taken.texts["li"] == [*verdict.program.reading.splitlines(), *verdict.reasons, *beside]
     cells = re.findall(r'<th scope="row">([^<]*)</th>\s*((?:<td>[^<]*</td>\s*)+)', page)
     table = {label: re.findall(r"<td>([^<]*)</td>", row) for label, row in cells}
     for label, row in verdict.rows:
         assert table[label] == list(row)
     assert table["carried as"] == ["content", "occurrence", "occurrence", "content"]
     for step in verdict.growth:
-        label = {"transplant": "growth of what it stands for", "probe": "growth of what it holds"}[step.by]
+        label = GROWTH[step.by]
         assert table[label][step.layers[1]].startswith(f"×{step.ratio:.3g} (")
     for key, value in verdict.settings.items():
         assert table[key] == [str(value)]
@@ -190,9 +201,9 @@ def test_the_page_can_be_read_without_eyes(page):
     taken = Page(page)
     assert taken.attributes["html"][0]["lang"] == "en"
     images = taken.attributes["img"]
-    assert len(images) == 6
+    assert len(images) == 7
     assert all(len(image["alt"]) > 40 for image in images)
-    assert len({image["alt"] for image in images}) == 6
+    assert len({image["alt"] for image in images}) == 7
     levels = [int(level) for level in re.findall(r"<h([1-6])", page.partition("<script")[0])]
     assert levels[0] == 1
     assert max(np.diff(levels)) <= 1  # no level of headings is skipped
@@ -217,7 +228,13 @@ def test_a_survey_has_a_part_for_every_k(survey, survey_page):
         assert f"k = {k}: {verdict.verdict}" in taken.texts["h2"]
     assert f"One sequence, k = {max(survey.verdicts)}" in taken.texts["h2"]
     assert survey_page.count("image/svg+xml") == 1  # the errors; the figures of each k are bitmaps
-    assert survey_page.count("image/webp") == 5 * 2
+    assert survey_page.count("image/webp") == 6 * 2
+
+
+def test_where_a_model_fails_there_is_nothing_to_draw(small_model, small_task):
+    failing = verify_all(small_model, small_task, [1, 2], sequences=10)
+    assert {one.verdict for one in failing.verdicts.values()} == {"none"}
+    assert "image/webp" not in report(failing, "m", small_model, small_task)
 
 
 def test_a_page_is_written_whole_or_not_at_all(bare, tmp_path, monkeypatch):

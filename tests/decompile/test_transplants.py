@@ -1,0 +1,57 @@
+"""What a program foretells of whole blocks' transplants, on models whose circuit is known."""
+
+from dataclasses import replace
+
+import pytest
+
+import hopinterp as hi
+from hopinterp import HopInterpError
+from hopinterp.decompile.nodes import Node, Place
+from hopinterp.decompile.transplants import foretold, measure_transplants
+from hopinterp.evidence.transplants.pairs import MatchedPairs
+from hopinterp.theory.construction import Construction
+
+TASK = hi.HopTask(60, 4, 8)
+
+
+@pytest.fixture(scope="module", params=[("successor", 6), ("lookup", 5), ("sequential", 4)], ids=lambda p: p[0])
+def known(request):
+    algorithm, k = request.param
+    return hi.decompile(Construction.of(TASK, k, algorithm).fused, TASK, k, sequences=20)
+
+
+@pytest.mark.parametrize("match", ["occurrence", "nothing"])
+def test_every_transplant_of_a_known_circuit_is_foretold(known, match):
+    measured = measure_transplants(known, match=match, sequences=30)
+    assert measured.agreement.value == 1
+    for block in measured.blocks:
+        assert block.agreement.value == 1 or not block.unanimous
+        assert block.unanimous == 0 or not block.unrelated > 0.9
+    assert measured.blocks[-1].unanimous == 1  # the answer itself
+    assert sum(block.unanimous > 0.5 for block in measured.blocks) >= (3 if match == "occurrence" else 1)
+
+
+def test_a_program_that_is_not_the_models_is_found_out(known):
+    """The same nodes, with every jump from i one shorter and the next one longer."""
+    first = max(node for node in known.tree.nodes if node.place == Place(0) and node.kind == "hop" and node.hop > 1)
+    wrong = {
+        Node(first.layer, first.head, Place(0), "hop", first.hop - 1),
+        Node(1, 0, Place(first.hop - 1), "hop", known.hops - first.hop + 1),
+    }
+    queries = replace(known.queries, values=frozenset(wrong))
+    measured = measure_transplants(replace(known, queries=queries), match="nothing", sequences=30)
+    assert min(block.agreement.value for block in measured.blocks[:-1]) < 0.9
+
+
+def test_what_is_brought_before_the_transplant_is_the_sources(known):
+    pairs = MatchedPairs.draw(TASK, known.hops, 10, "nothing", 1)
+    last = known.tree.n_layers - 1
+    letters = foretold(known.queries, last, pairs.base, pairs.source)
+    assert len(letters) == 1
+    scored = pairs.source.scored
+    assert (letters[0] + TASK.first_letter)[scored].equal(pairs.source.labels[scored])
+
+
+def test_without_a_derivation_nothing_is_foretold(known):
+    with pytest.raises(HopInterpError, match="no derivation"):
+        measure_transplants(replace(known, queries=replace(known.queries, values=frozenset())), sequences=10)
