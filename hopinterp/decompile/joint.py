@@ -128,7 +128,7 @@ def find_joint(fit: LiveRunner, fresh: LiveRunner, values: Iterable[Site], point
 
 
 def _grow(run: _Run, whole: Sites, enough: float) -> _Run:
-    """Add whole blocks, the one that helps most first, until the error is low enough or none helps."""
+    """Add whole blocks, the one that helps most first, until the error is low enough; all at once where none helps alone."""
     while (error := run.error) > enough:
         best = run
         for layer in range(1 + max(site.layer for site in whole)):
@@ -137,7 +137,7 @@ def _grow(run: _Run, whole: Sites, enough: float) -> _Run:
             if tried is not None:
                 best, error = tried, tried.error
         if best is run:
-            break
+            return run.change(error - 1e-5, add=whole - run.kept) or run
         run = best
     return run
 

@@ -43,6 +43,7 @@ class Law:
         form: lookup or successor, by what the queries read; None where they read both, or neither clearly.
         pace: of a hypothesis that has exact forms: "full" where R follows one of them, else "slack"; None otherwise.
         reasons: sentences.
+        reach: R(ℓ) as the law was read off it; empty where none was.
         culprits: nodes by which a block reaches farther than every law allows.
         explained: whether the program passes every bar. `carried`: whether it does but for the value tree, which is not
             small: routes and the circuit with its own queries do.
@@ -52,6 +53,7 @@ class Law:
     form: str | None
     pace: Pace | None
     reasons: tuple[str, ...]
+    reach: tuple[int, ...] = ()
     culprits: tuple[Node, ...] = ()
     explained: bool = True
     carried: bool = True
@@ -61,30 +63,35 @@ def judge_program(found: Decompiled) -> Law:
     """The law that a program's reach follows, if the program explains its model or at least its routes and queries do."""
     explained, carried = not found.missed, _carried(found)
     if why := too_few_hops(found.hops):
-        return Law("undetermined", None, None, (*_residue(found), why), (), explained, carried)
+        return Law("undetermined", None, None, (*_residue(found), why), found.reach, (), explained, carried)
     if carried:
         law = read_law(found)
         return replace(law, reasons=(*_residue(found), *law.reasons), explained=explained)
     verdict = "undetermined" if _may_explain(found) else "mixed"
-    return Law(verdict, None, None, _residue(found), (), explained, carried)
+    return Law(verdict, None, None, _residue(found), (), (), explained, carried)
 
 
 def read_law(found: Decompiled) -> Law:
     """The law that the reach follows, whether or not the program explains its model."""
     reach, hops = found.reach, found.hops
-    told = f"Blocks reach {', '.join(found.reach_words)} hops"
-    slowest = next((name for name in _by_speed() if not _exceeds(reach, name)), None)
+    uncounted = ""
+    if _slowest(reach) is None and any(found.queries.implied):
+        # what a jump implies of the blocks before is an inference: it cannot show that no law is followed
+        reach = tuple(itertools.accumulate(found.queries.known, max))
+        uncounted = f" That later jumps imply {', '.join(found.reach_words)} is not counted: no nodes bring so much."
+    slowest = _slowest(reach)
     if slowest is None:
-        return _beyond(found)
+        return _beyond(found, reach)
     form, read = _form(found, slowest)
     pace = _pace(reach, hops, slowest)
-    reasons = [f"{told}: {_why(reach, slowest)}.", *_parallel(found), *read]
-    if slowest != "sequential" and _adds_two_at_most(found):
+    told = f"Blocks reach {', '.join(map(str, reach))} hops: {_why(reach, slowest)}.{uncounted}"
+    reasons = [told, *_parallel(found), *read]
+    if slowest != "sequential" and _adds_two_at_most(found, reach):
         if any(min(2 * before + 1, hops) > before + 2 for before in reach[1:-1]):
             reasons.append("No node adds two hops or more to two or more: nothing is composed, each block adds two.")
-            return Law(LINEAR, form, None, tuple(reasons))
+            return Law(LINEAR, form, None, tuple(reasons), reach)
         reasons.append(f"At k = {hops} that does not tell {slowest} from two hops a block.")
-    return Law(slowest, form, pace, tuple(reasons))
+    return Law(slowest, form, pace, tuple(reasons), reach)
 
 
 def program_controls(found: Decompiled) -> dict[str, Control]:
@@ -101,6 +108,11 @@ def program_controls(found: Decompiled) -> dict[str, Control]:
 def _by_speed() -> list[str]:
     """Hypotheses that a verdict names, from the slowest to the fastest."""
     return sorted(claims(), key=lambda name: named(name).holds(20)[-1])
+
+
+def _slowest(reach: Sequence[int]) -> str | None:
+    """The slowest hypothesis that allows every block."""
+    return next((name for name in _by_speed() if not _exceeds(reach, name)), None)
 
 
 def _exceeds(reach: Sequence[int], name: str) -> list[int]:
@@ -128,16 +140,17 @@ def _pace(reach: Sequence[int], hops: int, name: str) -> Pace | None:
     return "full" if list(reach) in full else "slack"
 
 
-def _beyond(found: Decompiled) -> Law:
+def _beyond(found: Decompiled, reach: Sequence[int]) -> Law:
     """Which nodes reach farther than the fastest law allows."""
-    reach, fastest = found.reach, _by_speed()[-1]
+    fastest = _by_speed()[-1]
     layer = _exceeds(reach, fastest)[0]
     allowed = named(fastest).grows(reach[layer - 1])[-1] if layer else 0
     nodes = {path[0] for path in _steps(found) if path[0].layer == layer and _known(path) > allowed}
     shown = ", ".join(map(str, sorted(nodes)))
     why = f"block {layer} reaches {reach[layer]} where {fastest} allows {allowed}{f', by {shown}' if shown else ''}"
-    told = f"Blocks reach {', '.join(found.reach_words)} hops: {why}. No law known here says so."
-    return Law(BEYOND, _form(found, fastest)[0], None, (told, *_parallel(found)), tuple(sorted(nodes)))
+    told = f"Blocks reach {', '.join(map(str, reach))} hops: {why}. No law known here says so."
+    form = _form(found, fastest)[0]
+    return Law(BEYOND, form, None, (told, *_parallel(found)), tuple(reach), tuple(sorted(nodes)))
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------
@@ -167,9 +180,9 @@ def _known(path: tuple[Node, ...]) -> int:
     return sum(node.jump for node in path)
 
 
-def _adds_two_at_most(found: Decompiled) -> bool:
+def _adds_two_at_most(found: Decompiled, reach: Sequence[int]) -> bool:
     """Whether no block gains more than two, and no node adds two hops or more to two or more."""
-    gains = (after - before for before, after in itertools.pairwise(found.reach))
+    gains = (after - before for before, after in itertools.pairwise(reach))
     if max(gains, default=0) > 2 or any(found.queries.implied):
         return False
     return all(min(path[0].jump, _known(path[1:])) <= 1 for path in _steps(found))

@@ -127,7 +127,7 @@ class Verdict:
         capacity: how far the model gets, and how far its insides let it.
         settings: bars, seeds and numbers of sequences.
         pace: of doubling: "full" where the blocks reach what an exact form says, else "slack": depth is to spare.
-        decided_by: "program" where that decided, "blocks" where the other evidence did.
+        reach: R(ℓ) by the program, where that decided; empty where the other evidence did.
         disagreements: sentences: what other evidence says and the program denies, or the other way round.
         evidence: the datasets, by kind.
         program: what `decompile` found; None where there is no program to be had.
@@ -155,7 +155,7 @@ class Verdict:
     capacity: Capacity
     settings: Mapping[str, Any]
     pace: Pace | None = None
-    decided_by: Literal["program", "blocks"] = "blocks"
+    reach: tuple[int, ...] = ()
     disagreements: tuple[str, ...] = ()
     evidence: Mapping[str, xr.Dataset] = field(default_factory=dict)
     program: Decompiled | None = None
@@ -166,6 +166,11 @@ class Verdict:
             named(self.verdict)
         if self.form is not None:
             named(self.form)
+
+    @property
+    def decided_by(self) -> Literal["program", "blocks"]:
+        """What the verdict rests on: the program, or the other evidence of the blocks."""
+        return "program" if self.reach else "blocks"
 
     @property
     def rows(self) -> list[Row]:
@@ -184,10 +189,10 @@ class Verdict:
         start = f"{self.model or 'the model'}, k = {self.hops}: {self.verdict}{form}"
         if self.verdict == "none":
             return f"{start}. Its error is {100 * self.error['error']:.1f}%."
-        if self.decided_by == "program" and self.program is not None:
-            most = ", ".join(str(2**layer - 1) for layer in range(len(self.program.reach)))
+        if self.reach:
+            most = ", ".join(str(2**layer - 1) for layer in range(len(self.reach)))
             paced = {"full": ", at full pace", "slack": ", with depth to spare"}
-            reached = ", ".join(self.program.reach_words)
+            reached = ", ".join(map(str, self.reach))
             return f"{start}{paced.get(self.pace or '', '')}. Blocks reach {reached} of at most {most} hops."
         return f"{start}. Blocks resolve {hops_text(self.resolved['transplant'])} hops; {self._theory_text()}."
 
@@ -272,7 +277,8 @@ class Verdict:
         program = None if self.program is None else self.program.to_json()
         values |= {"pace": self.pace, "decided_by": self.decided_by, "disagreements": list(self.disagreements)}
         values |= {"program": program, "explained": None if self.program is None else self.program.explained}
-        values |= {name: [] if program is None else program[name] for name in ("derivations", "reach")}
+        values["derivations"] = [] if program is None else program["derivations"]
+        values["reach"] = list(self.reach) or ([] if program is None else program["reach"])
         values["foretold"] = None if self.foretold is None else self.foretold.to_json()
         return values | {"model": self.model, "task": asdict(self.task), "version": self.version}
 
@@ -323,7 +329,7 @@ def load_verdict(directory: str | Path, model: ModelLike | None = None) -> Verdi
 def _typed(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a verdict, its records made of what JSON kept of them."""
     values = given | {"task": HopTask(**given["task"])}
-    values |= {name: tuple(given[name]) for name in ("reasons", "disagreements")}
+    values |= {name: tuple(given[name]) for name in ("reasons", "disagreements", "reach")}
     values["foretold"] = unpacked(BlockTransplants | None, given["foretold"])
     values["error"] = {name: _number(value) for name, value in given["error"].items()}
     values["table"] = tuple((label, tuple(cells)) for label, cells in given["table"])
@@ -365,7 +371,7 @@ class Survey:
 
     @staticmethod
     def _cells(one: Verdict) -> tuple[str, ...]:
-        reached = "" if one.program is None else ", ".join(one.program.reach_words)
+        reached = ", ".join(map(str, one.reach)) or ("" if one.program is None else ", ".join(one.program.reach_words))
         seen = ("" if not any(one.resolved[kind]) else hops_text(one.resolved[kind]) for kind in ("transplant", "probe"))
         return (f"{100 * one.error['error']:.2f}", one.verdict, one.form or "", one.pace or "", reached, *seen)
 

@@ -35,14 +35,14 @@ Answer = Literal["doubling", "sequential", "linear by two", "beyond", "mixed", "
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict's word, the form where the evidence tells forms apart, the sentences that say why, the pace of the reach,
-    and whether the program decided."""
+    """A verdict's word, the form where the evidence tells forms apart, and the sentences that say why; where the program
+    decided, its reach and the pace of that."""
 
     verdict: Answer
     form: str | None
     reasons: tuple[str, ...]
     pace: Pace | None = None
-    by_program: bool = False
+    reach: tuple[int, ...] = ()
 
 
 def decide(
@@ -74,11 +74,11 @@ def _with_program(program: Decompiled, by_blocks: Decision) -> Decision:
     if law.explained:
         beside = f"From the other evidence alone, by one number a block, it would be {by_blocks.verdict}:"
         reasons = (*law.reasons, beside, *by_blocks.reasons)
-        return Decision(HypothesisName(law.verdict), law.form, reasons, law.pace, by_program=True)
+        return Decision(HypothesisName(law.verdict), law.form, reasons, law.pace, law.reach)
     if by_blocks.verdict in claims():
         return replace(by_blocks, reasons=(law.reasons[0], "So the evidence of the blocks decides.", *by_blocks.reasons))
     if law.carried:
-        return Decision(HypothesisName(law.verdict), law.form, law.reasons, law.pace, by_program=True)
+        return Decision(HypothesisName(law.verdict), law.form, law.reasons, law.pace, law.reach)
     verdict = by_blocks.verdict if law.verdict == "mixed" else law.verdict
     return Decision(HypothesisName(verdict), None, (*law.reasons, *by_blocks.reasons))
 

@@ -84,8 +84,8 @@ def verify_all(
     ks = _checked(task, range(1, task.max_hops + 1) if hops is None else hops)
     work, said = _Work(subject, task, sequences, seed), report or _silent
     said(Progress("behaviour", 0, 1))
-    count = max(4 * sequences, WORST)
-    gathered = {"behaviour": evaluate(subject, task, sequences=2 * sequences, seed=seed, distinct=count)}
+    behaviour = KINDS["behaviour"].gather(subject, task, max(ks), sequences, seed)
+    gathered = {"behaviour": _with_worst(behaviour, subject, task, max(4 * sequences, WORST), seed)}
     once = [kind for kind in KINDS.values() if kind.every_k and kind.name not in gathered]
     gathered |= {kind.name: kind.gather(subject, task, max(ks), sequences, seed) for kind in once}
     looked_into = [k for k in ks if not _fails(gathered["behaviour"], k)]
@@ -186,6 +186,17 @@ def _checked(task: HopTask, hops: Hops) -> list[int]:
     return ks
 
 
+def _with_worst(behaviour: xr.Dataset, subject: Subject, task: HopTask, distinct: int, seed: int) -> xr.Dataset:
+    """With err_k on chains without a repeat, at every k that is not failed on average."""
+    ks = [k for k in behaviour.hops.values.tolist() if not _fails(behaviour, k)]
+    if not ks:
+        return behaviour
+    hard = evaluate(subject, task, ks, sequences=2, seed=seed, distinct=distinct)
+    told = hard[[name for name in hard if str(name).startswith("distinct_")]].reindex(hops=behaviour.hops)
+    told["distinct_solved"] = told.distinct_solved.fillna(0).astype(bool)
+    return behaviour.merge(told).assign_attrs(distinct=distinct)
+
+
 def _fails(behaviour: xr.Dataset, hops: int) -> bool:
     return hops in behaviour.hops and bool(behaviour.failed.sel(hops=hops))
 
@@ -263,7 +274,7 @@ def _judged(
         verdict=decision.verdict,
         form=decision.form,
         pace=decision.pace,
-        decided_by="program" if decision.by_program else "blocks",
+        reach=decision.reach,
         reasons=decision.reasons,
         error=error,
         table=tuple(rows(blocks)),

@@ -34,8 +34,7 @@ class Cell:
 def cells(found: Survey, name: str = "") -> Iterator[Cell]:
     """Of every k of a survey."""
     for k, one in found.verdicts.items():
-        reach = () if one.program is None else one.program.reach
-        yield Cell(name or found.model, k, one.verdict, one.form, one.pace, reach)
+        yield Cell(name or found.model, k, one.verdict, one.form, one.pace, tuple(one.to_json()["reach"]))
 
 
 def ink(verdict: str) -> str:

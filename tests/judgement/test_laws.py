@@ -13,7 +13,7 @@ from hopinterp.theory.hypotheses import Hypothesis, registered
 TASK = hi.HopTask(60, 4, 8)
 
 
-def program(reach, hops, nodes=(), derivations=(), reads=()):
+def program(reach, hops, nodes=(), derivations=(), reads=(), known=None):
     """As much of a decompiled program as a law is read off."""
     far = [
         SimpleNamespace(
@@ -31,7 +31,11 @@ def program(reach, hops, nodes=(), derivations=(), reads=()):
         derivations=derivations,
         sums=" = ".join("+".join(map(str, jumps)) for jumps in derivations),
         tree=SimpleNamespace(nodes=frozenset(nodes)),
-        queries=SimpleNamespace(queries=tuple(far), implied=(False,) * len(reach)),
+        queries=SimpleNamespace(
+            queries=tuple(far),
+            known=tuple(known or reach),
+            implied=tuple(most > seen for most, seen in zip(reach, known or reach, strict=True)),
+        ),
     )
 
 
@@ -83,6 +87,16 @@ def test_the_node_that_reaches_too_far_is_shown():
     assert law.verdict == "beyond"
     assert law.culprits == (jump(1, 4, 2),)
     assert "block 1 reaches 2 where doubling allows 1, by 1.0 at 4: hop 2" in law.reasons[0]
+
+
+def test_what_is_only_implied_shows_nothing_beyond_a_law():
+    law = read_law(program([0, 2, 3, 6], 6, FOUR_AND_FOUR, known=[0, 1, 3, 6]))
+    assert (law.verdict, law.pace) == ("doubling", "full")
+    assert "Blocks reach 0, 1, 3, 6 hops" in law.reasons[0]
+    assert "is not counted" in law.reasons[0]
+    # but where a law allows it, it counts: this block would otherwise gain three at once
+    assert read_law(program([0, 1, 2, 3, 4], 4, FOUR_AND_FOUR, known=[0, 1, 1, 1, 4])).verdict == "sequential"
+    assert read_law(program([0, 2, 4, 8], 8, FOUR_AND_FOUR, known=[0, 2, 4, 8])).verdict == "beyond"
 
 
 @pytest.mark.parametrize(

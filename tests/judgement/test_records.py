@@ -14,7 +14,7 @@ from hopinterp.theory.construction import Construction
 from hopinterp.theory.hypotheses import Hypothesis, registered
 
 TASK = hi.HopTask(20, 4, 4)
-BY_BLOCKS = {"decided_by": "blocks", "pace": None}
+BY_BLOCKS = {"reach": (), "pace": None}
 
 
 @pytest.fixture(scope="module")
