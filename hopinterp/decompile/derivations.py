@@ -49,7 +49,8 @@ class ValueTree:
     """The nodes that carry the answer at one k, on fixed routes, and how well they do it alone.
 
     Attributes:
-        carrying: nodes on derivations: paths to where the answer's letter stands.
+        carrying: nodes on derivations: paths to where the answer's letter stands. The effect of each is that in a tree in
+            which it matters: several may bring the answer, each without nodes of another.
         aside: nodes on no derivation but on paths to the letters of hops k − 1, which the answer is not (neighbours differ),
             and k − 2, which it is half of the time; and heads of block 0 at the places of all these paths, which read the
             letters before them.
@@ -87,7 +88,7 @@ class ValueTree:
 
     @cached_property
     def derivations(self) -> tuple[Jumps, ...]:
-        """Jumps that add up to k, last block first; each node on them raises the error when it is removed."""
+        """Jumps that add up to k, last block first; each node on them raises the error when it is removed from its tree."""
         return tuple(sorted(derivations(self.nodes, self.hops), reverse=True))
 
     @cached_property
@@ -139,7 +140,7 @@ def find_tree(
     kept = [pruner.prune(seed=order) for order in range(orders)]
     best = min(kept, key=pruner.rank)
     fresh = runner(1, 4, 2)
-    effects = _supported(fresh, printed(best, routing.hops))
+    effects = _with_others(pruner, best, fresh, _supported(fresh, printed(best, routing.hops)))
     all_live = runner(0.4, 4, 3)
     state = all_live.run(whole)
     without = all_live.error(all_live.without(state, effects))
@@ -153,6 +154,29 @@ def find_tree(
         stability=_overlap(kept),
         sizes=tuple(map(len, kept)),
     )
+
+
+def _with_others(pruner: Pruner, best: Nodes, fresh: TreeRunner, effects: Mapping[Node, Effect]) -> dict[Node, Effect]:
+    """The nodes found, and those of trees that do without one of them. Where more ways bring the answer than are needed,
+    pruning leaves as many as are, and which is a matter of order: a node whose removal costs nothing while all else is live
+    has others that do its work.
+    """
+    hops, found = fresh.routing.hops, dict(effects)
+    limit, whole = pruner.rank(best)[0], pruner.runner.run(pruner.whole)
+    todo = sorted(on_paths(frozenset(found), hops))
+    while todo:
+        node = todo.pop()
+        if pruner.runner.error(pruner.runner.without(whole, [node])) > limit:
+            continue
+        other = Pruner(pruner.runner, connected(pruner.whole - {node}), pruner.tolerance)
+        kept = other.prune()
+        if other.rank(kept)[0] > limit:
+            continue
+        its = _supported(fresh, printed(kept, hops))
+        new = on_paths(frozenset(its), hops) - found.keys()
+        found |= {one: its[one] for one in new}
+        todo += sorted(new)
+    return found
 
 
 def _measure(fresh: TreeRunner, effects: Mapping[Node, Effect], kept: Nodes) -> dict[str, Any]:

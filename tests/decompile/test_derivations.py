@@ -1,5 +1,7 @@
 """Trees: exactly the program's on constructed models; runs of a tree against runs of the model; what paths add up to."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,9 @@ from hopinterp.decompile.nodes import Node, Place, connected, derivations, on_pa
 from hopinterp.decompile.routes import fit_routes, run_routed
 from hopinterp.decompile.scrubbing import scrub
 from hopinterp.decompile.tree_runs import Rows, TreeRunner
+from hopinterp.decompile.writing import write_program
 from hopinterp.models import store
+from hopinterp.theory.compiler import compile_program
 from hopinterp.theory.construction import ALGORITHMS, Construction
 
 
@@ -165,3 +169,16 @@ def test_nothing_is_found_in_an_untrained_model(task):
     tree = find_tree(fresh, fit_routes(fresh, task, 2, sequences=20), sequences=20)
     assert tree.error > 0.5
     assert tree.derivations == ()
+
+
+def test_ways_that_vote_are_all_found(task):
+    """Any two of the three outvote the rest: pruning alone leaves two of them, and by them reach would be 0, 1, 2, 2, 4."""
+    nodes = [hop(4, 0, 0, 2), hop(4, 1, 0, 1), hop(3, 0, 2, 2), hop(3, 1, 1, 1), hop(2, 0, 2, 1), hop(1, 0, 3, 1)]
+    namings = dict.fromkeys(((node.layer, node.head) for node in nodes), "lookup")
+    program = replace(write_program(task, 4, 5, nodes, namings).program, quorum=1)
+    model = compile_program(program).model
+    tree = find_tree(model, fit_routes(model, task, 4, sequences=20), sequences=30)
+    assert set(tree.derivations) == {(2, 2), (2, 1, 1), (1, 1, 1, 1)}
+    assert tree.reach == (0, 1, 2, 3, 4)
+    assert tree.error == 0
+    assert all(effect.low > 0 for effect in tree.carrying)
