@@ -29,9 +29,19 @@ _FREE = ("first", "content-free")
 @entry("hopinterp")
 def ours(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
     """The program that `decompile` finds; the verdict "none" where the model does not solve k."""
+    return _answer(model, task, hops, every_way=False)
+
+
+@entry("hopinterp (every way)")
+def every_way(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
+    """The same, with the ways that do the work of others."""
+    return _answer(model, task, hops, every_way=True)
+
+
+def _answer(model: HookedTransformer, task: HopTask, hops: int, every_way: bool) -> Answer:
     name = "the model"
     try:
-        found = decompile(Subject.of(model, task, name=name), task, hops, sequences=SEQUENCES)
+        found = decompile(Subject.of(model, task, name=name), task, hops, sequences=SEQUENCES, every_way=every_way)
     except HopInterpError as error:
         if str(error).startswith(unsolved(name, hops, 0.0).partition(":")[0]):
             return Answer(nodes={}, routes=frozenset(), derivations=frozenset(), verdict="none")

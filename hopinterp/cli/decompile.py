@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ def decompile(
     model: Model,
     hops: Annotated[str, typer.Option(help="k: one number, several (4-16, 1,2,8), or all.")],
     sequences: Annotated[int, typer.Option(min=20, help="Sequences that the model is run on with its routes.")] = 200,
+    every_way: Annotated[
+        bool, typer.Option("--every-way", help="Find also the ways that do the work of others; takes longer.")
+    ] = False,
     seed: Seed = 0,
     plot: Plot = None,
     out: Annotated[Path | None, typer.Option(help="Also save what was found to this directory.")] = None,
@@ -32,12 +35,13 @@ def decompile(
         raise HopInterpError(f"{out} exists; give another --out")
     subject, task = open_model(model, "cpu", plot)
     ks = hop_range("" if hops == "all" else hops, task.max_hops)
+    settings: dict[str, Any] = {"sequences": sequences, "every_way": every_way, "seed": seed}
     found: Decompiled | Decompilation
     with working("decompiling") as report:
         if len(ks) == 1:
-            found = decompile(subject, task, ks[0], sequences=sequences, seed=seed, report=report)
+            found = decompile(subject, task, ks[0], report=report, **settings)
         else:
-            found = decompile(subject, task, ks, sequences=sequences, seed=seed, report=report)
+            found = decompile(subject, task, ks, report=report, **settings)
     if plot is not None:
         from hopinterp.views import plots, programs
 

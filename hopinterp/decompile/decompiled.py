@@ -35,7 +35,14 @@ LEAST = 20
 
 @overload
 def decompile(
-    model: ModelLike, task: HopTask, hops: int, *, sequences: int = 200, seed: int = 0, report: Report | None = None
+    model: ModelLike,
+    task: HopTask,
+    hops: int,
+    *,
+    sequences: int = 200,
+    every_way: bool = False,
+    seed: int = 0,
+    report: Report | None = None,
 ) -> Decompiled: ...
 @overload
 def decompile(
@@ -44,6 +51,7 @@ def decompile(
     hops: Iterable[int] | None = None,
     *,
     sequences: int = 200,
+    every_way: bool = False,
     seed: int = 0,
     report: Report | None = None,
 ) -> Decompilation: ...
@@ -53,6 +61,7 @@ def decompile(
     hops: int | Iterable[int] | None = None,
     *,
     sequences: int = 200,
+    every_way: bool = False,
     seed: int = 0,
     report: Report | None = None,
 ) -> Decompiled | Decompilation:
@@ -66,6 +75,8 @@ def decompile(
         model: anything that `Subject.of` takes whose weights can be read. It runs on the CPU.
         hops: k, or several: a range, a list, or None for 1 … max_hops.
         sequences: that the model is run on with its routes; see SHARES for the other stages.
+        every_way: find also the ways that do the work of others. Where more ways bring the answer than are needed, pruning
+            leaves as many as are, and says which of their nodes other ways could do without.
         report: called after each stage.
 
     Returns:
@@ -84,7 +95,7 @@ def decompile(
     failed = {int(k): float(own.error.sel(hops=k)) for k in own.hops.values if bool(own.failed.sel(hops=k))}
     if single and failed:
         raise HopInterpError(unsolved(subject.name or "the model", ks[0], failed[ks[0]]))
-    work = _Work(network, task, SHARES if single else OF_SEVERAL, sequences, seed, done)
+    work = _Work(network, task, SHARES if single else OF_SEVERAL, sequences, seed, done, every_way)
     if single:
         return work.at(ks[0], subject.name, None)
     for k in failed:
@@ -137,6 +148,7 @@ class _Work:
     sequences: int
     seed: int
     done: Callable[[int, str], None]
+    every_way: bool
 
     @property
     def count(self) -> dict[str, int]:
@@ -160,7 +172,7 @@ class _Work:
         settings = {"sequences": count["controls"], "draws": DRAWS, "seed": seed}
         controls = measure_controls(network, routing, untrained=untrained, **settings)
         self._finished(k, 3)
-        tree = find_tree(network, routing, sequences=count["tree"], orders=ORDERS, seed=seed)
+        tree = find_tree(network, routing, sequences=count["tree"], orders=ORDERS, every_way=self.every_way, seed=seed)
         self._finished(k, 4)
         queries = find_queries(network, routing, tree.nodes, sequences=count["queries"], seed=seed)
         self._finished(k, 5)
@@ -168,7 +180,7 @@ class _Work:
             model=name,
             hops=k,
             version=metadata.version("hopinterp"),
-            settings={"seed": seed, "draws": DRAWS, "orders": ORDERS, "sequences": count},
+            settings={"seed": seed, "draws": DRAWS, "orders": ORDERS, "every_way": self.every_way, "sequences": count},
             routing=routing,
             faithfulness=faithfulness,
             controls=controls,

@@ -61,6 +61,8 @@ class ValueTree:
             routes reach from i.
         without: error with the printed nodes resampled and all else that is reached live.
         backup: nodes that still answered more than half without those; empty where none did.
+        spare: carrying nodes that can go, each alone, at less than LEAST_EFFECT while all that the routes reach is live:
+            other ways do their work, and unless every way was looked for, these may be others than the derivations shown.
         stability: how much the sets kept in different orders overlap: mean of |A ∩ B| / |A ∪ B| over pairs of orders.
         sizes: of the sets kept in each order.
     """
@@ -78,6 +80,7 @@ class ValueTree:
     whole_error: float
     without: float
     backup: Nodes
+    spare: Nodes
     stability: float
     sizes: tuple[int, ...]
 
@@ -116,7 +119,13 @@ def printed(nodes: Nodes, hops: int) -> Nodes:
 
 @torch.no_grad()
 def find_tree(
-    model: FusedTransformer, routing: Routing, *, sequences: int = 100, orders: int = ORDERS, seed: int = 0
+    model: FusedTransformer,
+    routing: Routing,
+    *,
+    sequences: int = 100,
+    orders: int = ORDERS,
+    every_way: bool = False,
+    seed: int = 0,
 ) -> ValueTree:
     """Prune what the routes reach from i to the nodes that carry the answer, and measure them on fresh pairs.
 
@@ -124,6 +133,7 @@ def find_tree(
         sequences: fresh ones, on which all reported numbers are measured: four scored positions of each are watched, each
             with two partners. Two thirds as many others serve to find the tree, with three positions each; 40 % of the
             fresh ones for what is run whole (`whole_error`, `without`).
+        every_way: where other ways do a node's work, find these too. Each costs a pruning of its own.
         orders: how many orders of pruning; of the trees whose printed nodes do well the smallest is measured.
 
     Raises:
@@ -140,10 +150,17 @@ def find_tree(
     kept = [pruner.prune(seed=order) for order in range(orders)]
     best = min(kept, key=pruner.rank)
     fresh = runner(1, 4, 2)
-    effects = _with_others(pruner, best, fresh, _supported(fresh, printed(best, routing.hops)))
+    effects = _supported(fresh, printed(best, routing.hops))
+    if every_way:
+        effects = _with_others(pruner, best, fresh, effects)
     all_live = runner(0.4, 4, 3)
     state = all_live.run(whole)
     without = all_live.error(all_live.without(state, effects))
+    spare = frozenset(
+        node
+        for node in on_paths(frozenset(effects), routing.hops)
+        if all_live.error(all_live.without(state, [node])) < all_live.error(state) + LEAST_EFFECT
+    )
     backup = Pruner(fit, connected(whole - effects.keys())).prune() if without < 0.5 else frozenset()
     measured = _measure(fresh, effects, best)
     return ValueTree(
@@ -151,6 +168,7 @@ def find_tree(
         whole_error=all_live.error(state),
         without=without,
         backup=backup,
+        spare=spare,
         stability=_overlap(kept),
         sizes=tuple(map(len, kept)),
     )

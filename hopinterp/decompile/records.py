@@ -257,11 +257,21 @@ class Decompiled:
         if above:
             most = "Above 2^ℓ − 1, the most that doubling brings on every chain"
             yield f"{most}: {', '.join(above)}. Where letters repeat along the chain a head can bring more."
+        yield from self.others
         if any(self.queries.implied):
             yield "?: a later jump needs so many hops, but no nodes were found that bring them to its query."
         if self.split:
             heads = ", ".join(f"{layer}.{head} ({route})" for layer, head, route in self.split)
             yield f"Heads that hold two hops at once: {heads}."
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """That other ways bring the answer too, if they do."""
+        spare, all_of = len(self.tree.spare), len(self.tree.carrying)
+        if not spare:
+            return ()
+        shown = "every way found is shown" if self.settings.get("every_way") else "these may not be shown"
+        return (f"{spare} of {all_of} nodes can go, each alone, while all else is live: other ways do their work; {shown}.",)
 
     def _answer(self) -> str:
         share = f"the routed model answers as the model does on {self.inputs_explained:.1%} of inputs"

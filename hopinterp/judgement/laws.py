@@ -85,7 +85,7 @@ def read_law(found: Decompiled) -> Law:
     form, read = _form(found, slowest)
     pace = _pace(reach, hops, slowest)
     told = f"Blocks reach {', '.join(map(str, reach))} hops: {_why(reach, slowest)}.{uncounted}"
-    reasons = [told, *_parallel(found), *read]
+    reasons = [told, *_parallel(found), *found.others, *read]
     if slowest != "sequential" and _adds_two_at_most(found, reach):
         if any(min(2 * before + 1, hops) > before + 2 for before in reach[1:-1]):
             reasons.append("No node adds two hops or more to two or more: nothing is composed, each block adds two.")
@@ -150,7 +150,7 @@ def _beyond(found: Decompiled, reach: Sequence[int]) -> Law:
     why = f"block {layer} reaches {reach[layer]} where {fastest} allows {allowed}{f', by {shown}' if shown else ''}"
     told = f"Blocks reach {', '.join(map(str, reach))} hops: {why}. No law known here says so."
     form = _form(found, fastest)[0]
-    return Law(BEYOND, form, None, (told, *_parallel(found)), tuple(reach), tuple(sorted(nodes)))
+    return Law(BEYOND, form, None, (told, *_parallel(found), *found.others), tuple(reach), tuple(sorted(nodes)))
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------

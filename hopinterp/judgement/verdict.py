@@ -158,7 +158,7 @@ class _Work:
         return {k: (found.by_hops[k], "") if found and k in found.by_hops else self.program(k) for k in ks}
 
     @property
-    def _drawn(self) -> dict[str, int]:
+    def _drawn(self) -> dict[str, Any]:
         return {"sequences": max(2 * self.sequences, LEAST), "seed": self.seed}
 
     def foretold(self, program: Decompiled | None) -> BlockTransplants | None:

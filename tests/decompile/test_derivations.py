@@ -177,7 +177,11 @@ def test_ways_that_vote_are_all_found(task):
     namings = dict.fromkeys(((node.layer, node.head) for node in nodes), "lookup")
     program = replace(write_program(task, 4, 5, nodes, namings).program, quorum=1)
     model = compile_program(program).model
-    tree = find_tree(model, fit_routes(model, task, 4, sequences=20), sequences=30)
+    routing = fit_routes(model, task, 4, sequences=20)
+    enough = find_tree(model, routing, sequences=30)
+    assert len(enough.derivations) == 2
+    assert enough.spare  # and it says that there are more
+    tree = find_tree(model, routing, sequences=30, every_way=True)
     assert set(tree.derivations) == {(2, 2), (2, 1, 1), (1, 1, 1, 1)}
     assert tree.reach == (0, 1, 2, 3, 4)
     assert tree.error == 0

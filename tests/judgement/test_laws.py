@@ -29,6 +29,7 @@ def program(reach, hops, nodes=(), derivations=(), reads=(), known=None):
         reach=tuple(reach),
         reach_words=tuple(map(str, reach)),
         derivations=derivations,
+        others=(),
         sums=" = ".join("+".join(map(str, jumps)) for jumps in derivations),
         tree=SimpleNamespace(nodes=frozenset(nodes)),
         queries=SimpleNamespace(
