@@ -234,3 +234,18 @@ def test_the_paper_s_depth_4_at_its_capacity(depth4, task):
 @pytest.mark.parametrize(("fixture", "hops"), [("depth4", 16), ("depth4_1000_samples", 4)])
 def test_what_the_paper_s_models_do_not_solve(fixture, hops, task, request):
     assert hi.verify(request.getfixturevalue(fixture), task, hops, sequences=40).verdict == "none"
+
+
+def test_a_model_that_runs_by_its_hooks_only_is_judged_by_its_blocks():
+    """Hooks of the user's show in everything, so that its weights are not what runs: there is no program to be had."""
+    task = hi.HopTask(20, 4, 4)
+    model = hi.construct(task, hops=4, algorithm="lookup")
+    model.add_hook("blocks.0.hook_resid_post", lambda value, hook: value * 1.0)  # noqa: ARG005
+    try:
+        found = hi.verify(model, task, 4, sequences=6)
+    finally:
+        model.reset_hooks()
+    assert (found.program, found.decided_by) == (None, "blocks")
+    assert found.verdict != "none"
+    assert found.reasons[0].startswith("There is no program to judge (decompile needs the model's weights")
+    assert found.to_json()["explained"] is None
