@@ -63,6 +63,7 @@ def test_bugs_keep_their_traceback(run, model, monkeypatch):
 
 
 FOREVER = """
+import signal
 from hopinterp import cli
 from hopinterp.evidence.reading import behaviour
 
@@ -74,6 +75,7 @@ def forever(*arguments, **settings):
         evaluate(*arguments, **settings)
 
 behaviour.evaluate = forever
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background with it ignored
 cli.main()
 """
 
