@@ -29,7 +29,7 @@ def verify(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """The verdict on the program that the model runs: does it double its hops, go one by one, or do something else?"""
+    """The verdict: does the model double its hops, go one by one, or do something else? By the program that it runs."""
     from hopinterp.judgement import verdict
     from hopinterp.views import report as reports
     from hopinterp.views import statements
