@@ -181,6 +181,7 @@ def test_bad_input_is_named(refuses, call, words):
 
 def test_work_grows_with_the_batch_not_with_python():
     """No Python loop over sequences or positions: the count of Python-level torch calls does not depend on the batch."""
+    import gc
     import sys
 
     def calls(batch_size: int) -> int:
@@ -190,11 +191,13 @@ def test_work_grows_with_the_batch_not_with_python():
             nonlocal count
             count += event == "c_call"
 
+        gc.disable()  # what other tests left to be collected would be counted too
         sys.setprofile(tally)
         try:
             _ = HopTask().sample(batch_size, hops=8, seed=0).find
         finally:
             sys.setprofile(None)
+            gc.enable()
         return count
 
     calls(1)
