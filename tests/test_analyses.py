@@ -73,7 +73,7 @@ def test_together_they_are_small():
         path.stat().st_size for path in ANALYSES.rglob("*") if path.is_file() and "ipynb_checkpoints" not in str(path)
     )
     assert size < 3000 * _KILOBYTE
-    assert os.listdir(ANALYSES / "data") == ["depth4_dynamics.nc"]
+    assert sorted(os.listdir(ANALYSES / "data")) == ["depth4_dynamics.nc", "verdicts.jsonl"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names(NOTEBOOKS))
