@@ -313,7 +313,7 @@ def test_the_page_works_in_a_browser(browser, page):
     assert visit.problems == []
     assert visit.requested == []
     found = visit.result
-    assert found["images"] == [True] * 6
+    assert found["images"] == [True] * 7
     assert found["first"]["names"] == ["3.0", "3.1", "3.2", "find^4"]  # the last block, and what it attends to
     assert found["first"]["canvases"] == 5  # four small, one large
     assert found["first"]["blue"] > 0
