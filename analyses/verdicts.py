@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def measured(name: str, done: set[int], sequences: int, seed: int) -> Any:
             yield {"model": Path(name).name, "hops": k, **row, "headline": f"{name}, k = {k}: none"}
             continue
         found = hi.verify(model, task, k, sequences=sequences, seed=seed, behaviour=behaviour)
-        yield {"model": Path(name).name, "hops": k, **finite(_row(found))}
+        yield {"model": Path(name).name, "hops": k, **finite(_row(replace(found, model=Path(name).name)))}
 
 
 def _row(found: hi.Verdict) -> dict[str, Any]:

@@ -60,6 +60,16 @@ class Rate:
 NOTHING = Rate(torch.nan, torch.nan, torch.nan)
 
 
+def rated(
+    top: Float[Tensor, " sequence"], bottom: Float[Tensor, " sequence"], interval: Callable[..., tuple[Tensor, Tensor]]
+) -> Rate:
+    """Σ top / Σ bottom with the interval that resampling sequences gives; `NOTHING` where nothing was counted."""
+    if not bottom.any():
+        return NOTHING
+    low, high = interval(top, bottom, seed=0)
+    return Rate(float(top.sum() / bottom.sum()), float(low), float(high))
+
+
 @dataclass(frozen=True)
 class Interventions:
     """Every exchange at one k, and how well the program foretells the answers.
@@ -197,9 +207,7 @@ class _Pair:
         if not values.shape[1]:
             return NOTHING
         top, bottom = by_sequence(self.base, values.sum(1))
-        bottom = bottom * values.shape[1]
-        low, high = interval(top, bottom, seed=0)
-        return Rate(float(top.sum() / bottom.sum()), float(low), float(high))
+        return rated(top, bottom * values.shape[1], interval)
 
 
 def _same_position(rows: Rows, generator: torch.Generator) -> Int[Tensor, " row"]:

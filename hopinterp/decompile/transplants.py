@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hopinterp.decompile.interventions import NOTHING, Rate
+from hopinterp.decompile.interventions import Rate, rated
 from hopinterp.decompile.nodes import START, Node, Path, derivations
 from hopinterp.decompile.queries import Queries, Query
 from hopinterp.decompile.readings import named
@@ -284,7 +284,4 @@ def _difference(tables: list[Counted]) -> Rate:
 def _mean(tables: list[Counted], interval: Callable[..., tuple[Tensor, Tensor]]) -> Rate:
     top = torch.stack([(values * asked).sum(1).double() for values, asked in tables]).sum(0)
     bottom = torch.stack([asked.sum(1).double() for _, asked in tables]).sum(0)
-    if not bottom.any():
-        return NOTHING
-    low, high = interval(top, bottom, seed=0)
-    return Rate(float(top.sum() / bottom.sum()), float(low), float(high))
+    return rated(top, bottom, interval)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hopinterp.decompile.nodes import Node, Nodes, derivations
-from hopinterp.decompile.records import JOINT, ROUTED, TREE, Decompiled, percent
+from hopinterp.decompile.records import JOINT, ROUTED, TREE, WITHOUT, Decompiled, percent
 from hopinterp.judgement.readings import Control
 from hopinterp.theory.hypotheses import claims, named, too_few_hops
 
@@ -229,4 +229,6 @@ def _carried(found: Decompiled) -> bool:
 def _may_explain(found: Decompiled) -> bool:
     """Whether every bar that was missed lies within its figure's interval, so that more sequences might meet it."""
     joint = found.queries.joint
-    return found.faithfulness.low <= ROUTED and found.tree.low <= TREE and joint.low <= JOINT and found.tree.without >= 0.5
+    return (
+        found.faithfulness.low <= ROUTED and found.tree.low <= TREE and joint.low <= JOINT and found.tree.without >= WITHOUT
+    )
