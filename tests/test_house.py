@@ -56,6 +56,7 @@ HOUSE = {
         "controls",
         "nodes",
         "tree_runs",
+        "effects",
         "halving",
         "derivations",
         "scrubbing",

@@ -12,11 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hopinterp.decompile.effects import Effect, Harm, by_sequence, supported
+from hopinterp.decompile.effects import effects as effects_of
 from hopinterp.decompile.halving import remove
 from hopinterp.decompile.nodes import Jumps, Node, Nodes, connected, derivations, on_paths, reach, reachable
 from hopinterp.decompile.routes import Routing
 from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
-from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
+from hopinterp.evidence.intervals import bootstrap
 from hopinterp.models.fused import FusedTransformer
 
 TOLERANCE = 0.02
@@ -28,20 +30,6 @@ a quarter above the tolerance: with 800 fresh rows less than this would hardly s
 WELL = 1.5
 """Times the tolerance: a tree found from one tier that does no worse on the fitting pairs makes larger tiers needless."""
 ORDERS = 3
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What one node's removal from its tree does to the error on fresh pairs, with the paired 95% interval."""
-
-    node: Node
-    effect: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The node's fields with `effect`, `low` and `high`."""
-        return {**self.node.to_json(), "effect": self.effect, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True)
@@ -201,7 +189,7 @@ def _measure(fresh: TreeRunner, effects: Mapping[Node, Effect], kept: Nodes) -> 
     """What is measured on fresh pairs of the printed nodes, and of those kept beside them."""
     hops, nodes = fresh.routing.hops, frozenset(effects)
     carrying = on_paths(nodes, hops)
-    strays = _effects(fresh, fresh.run(kept), kept - nodes)
+    strays = effects_of(fresh, _harm(fresh), kept, kept - nodes)
     wrong, counted = by_sequence(fresh, fresh.wrong(fresh.run(nodes)).double())
     low, high = bootstrap(wrong, counted, seed=0)
     return {
@@ -218,40 +206,21 @@ def _measure(fresh: TreeRunner, effects: Mapping[Node, Effect], kept: Nodes) -> 
     }
 
 
-def _supported(fresh: TreeRunner, nodes: Nodes) -> dict[Node, Effect]:
-    """Drop nodes whose effect on fresh pairs may be nothing, the least first, until each that is left matters."""
-    while True:
-        effects = _effects(fresh, fresh.run(nodes), nodes)
-        doubtful = [effect for effect in effects.values() if effect.low <= 0]
-        if not doubtful:
-            return effects
-        least = min(doubtful, key=lambda effect: (effect.effect, effect.node))
-        nodes = printed(nodes - {least.node}, fresh.routing.hops)
+def _supported(fresh: TreeRunner, nodes: Nodes) -> Mapping[Node, Effect]:
+    """The nodes that surely matter on fresh pairs."""
+    found = effects_of(fresh, _harm(fresh), nodes, nodes)
+    return supported(fresh, _harm(fresh), found, lambda left: printed(left, fresh.routing.hops))
 
 
-def _effects(runner: TreeRunner, state: State, nodes: Collection[Node]) -> dict[Node, Effect]:
-    """What each node's removal does to the error, with the paired interval."""
-    if not nodes:
-        return {}
-    ordered = sorted(nodes)
-    before = runner.wrong(state).double()
-    rises = torch.stack([runner.wrong(runner.without(state, [node])).double() - before for node in ordered], dim=1)
-    rise, counted = by_sequence(runner, rises)
-    low, high = bootstrap_ratio(rise, counted, seed=0)
-    mean = rise.sum(0) / counted.sum(0)
-    return {
-        node: Effect(node, float(e), float(lo), float(hi)) for node, e, lo, hi in zip(ordered, mean, low, high, strict=True)
-    }
+def _harm(runner: TreeRunner) -> Harm:
+    """Where a tree answers wrong without some nodes and right with them (−1: the other way round)."""
 
+    def harm(tree: Nodes, removed: Sequence[Nodes]) -> Float[Tensor, "row removed"]:
+        state = runner.run(tree)
+        before = runner.wrong(state).double()
+        return torch.stack([runner.wrong(runner.without(state, nodes)).double() - before for nodes in removed], dim=1)
 
-def by_sequence(
-    runner: TreeRunner, values: Float[Tensor, "row ..."]
-) -> tuple[Float[Tensor, "sequence ..."], Float[Tensor, "sequence ..."]]:
-    """Sums of values over each sequence's rows, and how many rows those are."""
-    rows = runner.rows
-    sums = values.new_zeros(len(rows.batch), *values.shape[1:]).index_add(0, rows.sequence, values)
-    counts = values.new_zeros(len(rows.batch)).index_add(0, rows.sequence, values.new_ones(len(rows)))
-    return sums, counts.view(-1, *[1] * (values.ndim - 1)).expand_as(sums)
+    return harm
 
 
 def _overlap(sets: Sequence[Nodes]) -> float:

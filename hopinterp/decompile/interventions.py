@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopinterp.decompile.derivations import ValueTree, by_sequence
+from hopinterp.decompile.derivations import ValueTree
+from hopinterp.decompile.effects import by_sequence
 from hopinterp.decompile.nodes import Jumps, Nodes, Path, derivations, jumps_of, reachable
 from hopinterp.decompile.routes import Routing
 from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hopinterp.decompile.derivations import Effect, by_sequence
+from hopinterp.decompile.effects import Effect, effects, supported
 from hopinterp.decompile.halving import remove
 from hopinterp.decompile.nodes import START, Node, Nodes, Place, connected, on_paths, reachable
 from hopinterp.decompile.routes import Part, Routing, positions
 from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner, streams_before
-from hopinterp.evidence.intervals import bootstrap_ratio
 from hopinterp.models.fused import FusedTransformer
 
 LOSS = 0.05
@@ -224,17 +223,14 @@ class _Query:
     def measure(self, kept: Nodes, found: bool) -> PointerTree:
         """A tree that was found on other sequences. Nodes whose effect may be nothing are dropped, the least first, until
         each that is left matters."""
-        carrying, effects = kept, self._effects(kept)
-        of_kept = effects
-        while doubtful := [effect for effect in effects.values() if effect.low <= 0]:
-            least = min(doubtful, key=lambda effect: (effect.effect, effect.node))
-            carrying = connected(carrying - {least.node})
-            effects = self._effects(carrying)
+        of_kept = effects(self.runner, self._harm, kept, kept)
+        matter = supported(self.runner, self._harm, of_kept, connected)
+        carrying = frozenset(matter)
         return PointerTree(
             self.layer,
             self.head,
             self.hop,
-            carrying=tuple(effects[node] for node in sorted(carrying, reverse=True)),
+            carrying=tuple(matter[node] for node in sorted(carrying, reverse=True)),
             stray=tuple(of_kept[node] for node in sorted(kept - carrying, reverse=True)),
             lands=self._lands(self.runner.run(carrying if found else self._whole)),
             own=self.own,
@@ -242,17 +238,11 @@ class _Query:
             found=found,
         )
 
-    def _effects(self, nodes: Nodes) -> dict[Node, Effect]:
-        """How much less often the head lands without each node, with the paired interval."""
-        if not nodes:
-            return {}
-        ordered, state = sorted(nodes), self.runner.run(nodes)
+    def _harm(self, tree: Nodes, removed: Sequence[Nodes]) -> Float[Tensor, "row removed"]:
+        """Where the head lands with a tree but not without some of its nodes (−1: the other way round)."""
+        state = self.runner.run(tree)
         before = self._landing(state).double()
-        falls = [before - self._landing(self.runner.without(state, [node])).double() for node in ordered]
-        fall, counted = by_sequence(self.runner, torch.stack(falls, dim=1))
-        low, high = bootstrap_ratio(fall, counted, seed=0)
-        measured = zip(ordered, fall.sum(0) / counted.sum(0), low, high, strict=True)
-        return {node: Effect(node, *map(float, numbers)) for node, *numbers in measured}
+        return torch.stack([before - self._landing(self.runner.without(state, nodes)).double() for nodes in removed], dim=1)
 
     # -- found --------------------------------------------------------------------------------------------------------
 

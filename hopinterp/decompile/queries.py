@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from hopinterp.decompile.derivations import Effect
+from hopinterp.decompile.effects import Effect
 from hopinterp.decompile.joint import Joint, find_joint
 from hopinterp.decompile.live import LiveRunner, Pairs, Site
 from hopinterp.decompile.nodes import Node, Nodes, Place

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.controls import Controls, Faithfulness
-from hopinterp.decompile.derivations import Effect, ValueTree
+from hopinterp.decompile.derivations import ValueTree
+from hopinterp.decompile.effects import Effect
 from hopinterp.decompile.inputs import batch_of, routing_hooks, why
 from hopinterp.decompile.kept import packed, unpacked
 from hopinterp.decompile.nodes import Jumps, Node, summed

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hopinterp.decompile.derivations import ValueTree, by_sequence
+from hopinterp.decompile.derivations import ValueTree
+from hopinterp.decompile.effects import by_sequence
 from hopinterp.decompile.nodes import Node, Nodes, connected
 from hopinterp.decompile.routes import Routing
 from hopinterp.decompile.tree_runs import Rows, State, TreeRunner

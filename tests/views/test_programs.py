@@ -9,7 +9,7 @@ import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.decompile.decompilation import Decompilation
 from hopinterp.decompile.decompiled import decompile
-from hopinterp.decompile.derivations import Effect
+from hopinterp.decompile.effects import Effect
 from hopinterp.decompile.nodes import START, Node, Place
 from hopinterp.decompile.routes import Part, Route
 from hopinterp.models.subject import Subject

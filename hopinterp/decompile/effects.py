@@ -1,0 +1,83 @@
+"""What the removal of one node of a tree does on sequences that the tree was not found on, and which nodes surely matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hopinterp.decompile.nodes import Node, Nodes
+from hopinterp.decompile.tree_runs import TreeRunner
+from hopinterp.evidence.intervals import bootstrap_ratio
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one node's removal from its tree does to the error on fresh pairs, with the paired 95% interval."""
+
+    node: Node
+    effect: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The node's fields with `effect`, `low` and `high`."""
+        return {**self.node.to_json(), "effect": self.effect, "low": self.low, "high": self.high}
+
+
+Harm = Callable[[Nodes, Sequence[Nodes]], Float[Tensor, "row removed"]]
+"""(a tree, several sets of its nodes) → what each set's removal does to every row: 1 does harm, −1 good."""
+
+
+def effects(runner: TreeRunner, harm: Harm, tree: Nodes, nodes: Collection[Node]) -> dict[Node, Effect]:
+    """What each node's removal from a tree does, with the paired interval by sequence."""
+    if not nodes:
+        return {}
+    ordered = sorted(nodes)
+    mean, low, high = _measured(runner, harm(tree, [frozenset((node,)) for node in ordered]))
+    measured = zip(ordered, mean.tolist(), low.tolist(), high.tolist(), strict=True)
+    return {node: Effect(node, *numbers) for node, *numbers in measured}
+
+
+def supported(
+    runner: TreeRunner, harm: Harm, found: Mapping[Node, Effect], whole: Callable[[Nodes], Nodes]
+) -> Mapping[Node, Effect]:
+    """Drop nodes whose effect may be nothing, those with the least first, until each that is left matters.
+
+    As many go at once as together may do nothing: all of them, or half, and so on down to one. Nodes that do the same work
+    may each do nothing alone; together they do not.
+
+    Args:
+        found: the effects of a whole tree's nodes.
+        whole: what is left of a tree when nodes have gone from it, without those that only served them.
+    """
+    while doubtful := [effect for effect in found.values() if effect.low <= 0]:
+        tree = frozenset(found)
+        ordered = [effect.node for effect in sorted(doubtful, key=lambda effect: (effect.effect, effect.node))]
+        count = len(ordered)
+        while count > 1 and _measured(runner, harm(tree, [frozenset(ordered[:count])]))[1] > 0:
+            count //= 2
+        tree = whole(tree - frozenset(ordered[:count]))
+        found = effects(runner, harm, tree, tree)
+    return found
+
+
+def by_sequence(
+    runner: TreeRunner, values: Float[Tensor, "row ..."]
+) -> tuple[Float[Tensor, "sequence ..."], Float[Tensor, "sequence ..."]]:
+    """Sums of values over each sequence's rows, and how many rows those are."""
+    rows = runner.rows
+    sums = values.new_zeros(len(rows.batch), *values.shape[1:]).index_add(0, rows.sequence, values)
+    counts = values.new_zeros(len(rows.batch)).index_add(0, rows.sequence, values.new_ones(len(rows)))
+    return sums, counts.view(-1, *[1] * (values.ndim - 1)).expand_as(sums)
+
+
+def _measured(
+    runner: TreeRunner, harms: Float[Tensor, "row removed"]
+) -> tuple[Float[Tensor, " removed"], Float[Tensor, " removed"], Float[Tensor, " removed"]]:
+    """The mean of each, and its interval's ends."""
+    total, counted = by_sequence(runner, harms)
+    return total.sum(0) / counted.sum(0), *bootstrap_ratio(total, counted, seed=0)
