@@ -47,8 +47,8 @@ def supported(
 ) -> Mapping[Node, Effect]:
     """Drop nodes whose effect may be nothing, those with the least first, until each that is left matters.
 
-    As many go at once as together may do nothing: all of them, or half, and so on down to one. Nodes that do the same work
-    may each do nothing alone; together they do not.
+    As many go at once as together do no harm at all: all of them, or half, and so on down to one. Nodes that do the same
+    work may each do nothing alone; together they do not.
 
     Args:
         found: the effects of a whole tree's nodes.
@@ -58,7 +58,7 @@ def supported(
         tree = frozenset(found)
         ordered = [effect.node for effect in sorted(doubtful, key=lambda effect: (effect.effect, effect.node))]
         count = len(ordered)
-        while count > 1 and _measured(runner, harm(tree, [frozenset(ordered[:count])]))[1] > 0:
+        while count > 1 and _measured(runner, harm(tree, [frozenset(ordered[:count])]))[0] > 0:
             count //= 2
         tree = whole(tree - frozenset(ordered[:count]))
         found = effects(runner, harm, tree, tree)

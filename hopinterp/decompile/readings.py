@@ -23,6 +23,8 @@ NAMINGS: tuple[Naming, ...] = ("lookup", "occurrence", "position", "letter")
 MARGIN = 0.1
 """A query reads what is predicted only if that closes more than this share of the gap from chance to 1, at the lower end of
 its interval, as in `transplant`. Constructed heads close all of it; of 320 untrained heads none comes above its chance."""
+CLEAR = 0.5
+"""Halfway between constructed heads, which close all of the gap, and untrained ones, which close nothing of it."""
 LEAST_SEQUENCES = 5
 """Fewer that hold a position which counts say nothing."""
 
@@ -91,6 +93,16 @@ class Reading:
     def best(self) -> float:
         """IIA of the naming; of the one that comes nearest where none is clear."""
         return self.iia[self.naming] if self.naming else max(self.iia.values())
+
+    @property
+    def clear(self) -> bool:
+        """Whether what it reads leads it in another sequence: it looks at the source's position (lookup), or after the
+        source's letter, so often that CLEAR of the gap from chance to 1 is closed."""
+        lookup = self.naming == "lookup"
+        share, chance = (
+            (self.iia["lookup"], self.chance["lookup"]) if lookup else (self.after_letter, self.after_letter_chance)
+        )
+        return share >= chance + CLEAR * (1 - chance)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -177,13 +177,24 @@ class _Following:
         query, hop = self.queries.get((node.layer, node.head)), node.hop or 0
         if hop == 0:
             return [torch.arange(self.base.tokens.shape[1]).expand_as(self.base.tokens)]
-        lookup = query is not None and query.reading.naming == "lookup"
-        furthest = hop if lookup else hop - 1
-        paths = [] if query is None else [p for ps in derivations(query.tree.nodes, furthest).values() for p in ps]
-        ends = [end for path in paths for end in self.ends(path, furthest)] if furthest else []
-        ends = ends or [(self.source, self.source.find[:, furthest])]
+        if query is None or not query.reading.clear:
+            return [torch.zeros_like(self.base.tokens)]
+        lookup = query.reading.naming == "lookup"
+        ends = list(self._pointed(query, hop if lookup else hop - 1))
         found = [end for batch, q in ends for end in ([q] if lookup else self._after(batch, q))]
         return list(torch.stack(found).unique(dim=0).unbind())
+
+    def _pointed(self, query: Query, hops: int) -> Iterator[End]:
+        """What the query of a head of a later block stands for: the source's where all that it reads is, and nothing (0)
+        where it reads more, but its tree does not say what."""
+        whole = query.node.layer == self.layer + 1 or hops == 0
+        paths = [] if whole else [path for paths in derivations(query.tree.nodes, hops).values() for path in paths]
+        if paths:
+            for path in paths:
+                yield from self.ends(path, hops)
+            return
+        known = self.source.find[:, hops]
+        yield self.source, known if whole else torch.zeros_like(known)
 
     def _after(self, batch: Batch, q: Int[Tensor, "batch position"]) -> list[Int[Tensor, "batch position"]]:
         """The positions of the base that follow the letter at q: after the occurrence before the one with its number, and

@@ -51,9 +51,11 @@ class _Rows:
     find: Int[Tensor, "row hop"]
 
     @classmethod
-    def of(cls, batch: Batch) -> _Rows:
+    def of(cls, batch: Batch, furthest: int) -> _Rows:
+        """Hops 0 … furthest."""
+
         def flat(x: Tensor) -> Tensor:
-            return x[..., 1:].transpose(1, 2).flatten(0, 1)
+            return x[:, : furthest + 1, 1:].transpose(1, 2).flatten(0, 1)
 
         n_sequences, n = len(batch), batch.tokens.shape[1] - 1
         index = torch.arange(n_sequences * n, device=batch.tokens.device)
@@ -72,6 +74,7 @@ def probe(
     target: Target = "token",
     layers: int | Iterable[int] | None = None,
     method: Method = "logistic",
+    furthest: SupportsIndex | None = None,
     train_sequences: int = 160,
     sequences: int = 100,
     seed: int = 0,
@@ -88,12 +91,13 @@ def probe(
     Args:
         hops: the k that the model is asked for.
         layers: which blocks; all by default.
+        furthest: the last hop to read; max_hops by default.
         train_sequences, sequences: for fitting and for measuring. Drawn apart.
         seed: of the sequences, the untrained model, the control task and the bootstrap.
         report: called after each block of the model, and of the untrained one.
 
     Returns:
-        Dims layer, hop (j = 0 … max_hops). `accuracy` with `low`, `high` (95%, bootstrap over sequences); the
+        Dims layer, hop (j = 0 … furthest). `accuracy` with `low`, `high` (95%, bootstrap over sequences); the
         explanations `majority` [hop], `untrained` (the same probe on the same sizes with random weights) and
         `lower_hops` [hop] (the best predictor from the letters of all lower hops); `baseline`, the largest of them
         (hop 0, the position's own letter, is the model's input: there only the majority counts); `control`, the accuracy
@@ -101,10 +105,11 @@ def probe(
         `selectivity`, what the accuracy is above it; `held`; and `resolved`, `frontier` [layer] (see `resolved`).
 
     Raises:
-        HopInterpError: k or a layer out of range.
+        HopInterpError: k, the furthest hop or a layer out of range.
     """
     subject, hops = Subject.of(model, task), task.hop_count(hops)
-    chosen, readout = subject.layers(layers), _Readout.of(task, target, method)
+    last = task.max_hops if furthest is None else task.hop_count(furthest)
+    chosen, readout = subject.layers(layers), _Readout.of(task, target, method, last)
     generator = torch.Generator().manual_seed(seed)
     train, test = (
         task.sample(n, hops=hops, generator=generator, device=subject.device) for n in (train_sequences, sequences)
@@ -112,7 +117,7 @@ def probe(
     fitted = counted("fitting probes", 2 * len(chosen), report)
     grid = _probe_grid(subject, train, test, chosen, readout, seed, fitted)
     without_training = _probe_grid(subject.untrained(seed), train, test, chosen, readout, None, fitted)
-    rows = _Rows.of(test)
+    rows = _Rows.of(test, last)
     majority, lower = _cheap_explanations(task, target, rows, seed)
     counts = _per_sequence(rows.valid, rows)
     accuracy = _rate(grid["target"], counts)
@@ -127,7 +132,7 @@ def probe(
         "lower_hops": lower,
     }
     data = {name: (("layer", "hop")[-value.ndim :], value.cpu().double().numpy()) for name, value in values.items()}
-    judged = _judge(xr.Dataset(data, {"layer": chosen, "hop": range(task.max_hops + 1)}), hops)
+    judged = _judge(xr.Dataset(data, {"layer": chosen, "hop": range(last + 1)}), hops)
     settings: dict[str, Any] = {"hops": hops, "target": target, "method": method if target == "token" else "ridge"}
     settings |= {"train_sequences": train_sequences, "sequences": sequences, "bar": BAR, "level": LEVEL}
     return described(judged, subject, task, seed=seed, **settings)
@@ -168,14 +173,15 @@ class _Readout:
     task: HopTask
     target: Target
     method: Method
+    furthest: int
 
     @classmethod
-    def of(cls, task: HopTask, target: str, method: str) -> _Readout:
+    def of(cls, task: HopTask, target: str, method: str, furthest: int) -> _Readout:
         if target not in ("token", "position"):
             raise HopInterpError(f"target is {target!r}; it is token or position")
         if method not in ("logistic", "ridge"):
             raise HopInterpError(f"method is {method!r}; it is logistic or ridge")
-        return cls(task, target, method)  # type: ignore[arg-type]
+        return cls(task, target, method, furthest)  # type: ignore[arg-type]
 
     @property
     def n_classes(self) -> int:
@@ -237,7 +243,7 @@ def _probe_grid(
     fitted: Advance,
 ) -> dict[str, Float[Tensor, "sequence layer _hop"]]:
     """Right answers a held-out sequence, for the target and (with a seed) the control task, fitted in one solve a block."""
-    train_rows, test_rows = _Rows.of(train), _Rows.of(test)
+    train_rows, test_rows = (_Rows.of(batch, readout.furthest) for batch in (train, test))
     train_answers, test_answers = readout.answers(train_rows), readout.answers(test_rows)
     train_valid, test_valid = train_rows.valid, test_rows.valid
     if control_seed is not None:
@@ -267,7 +273,7 @@ class _ControlTask:
     @classmethod
     def draw(cls, readout: _Readout, seed: int) -> _ControlTask:
         task = readout.task
-        shape = (task.n_positions, task.alphabet_size, task.max_hops + 1)
+        shape = (task.n_positions, task.alphabet_size, readout.furthest + 1)
         generator = torch.Generator().manual_seed(seed)
         return cls(torch.randint(readout.n_classes, shape, generator=generator))
 
@@ -292,9 +298,10 @@ def _cheap_explanations(
     The predictor is a table over the letters of the last t lower hops, for the t that does best; what it looks up is
     the letter, or for positions the distance from the last lower hop.
     """
-    rows = _Rows.of(task.sample(_LETTER_SEQUENCES, hops=0, seed=seed, device=test.find.device))
+    furthest = test.find.shape[1] - 1
+    rows = _Rows.of(task.sample(_LETTER_SEQUENCES, hops=0, seed=seed, device=test.find.device), furthest)
     majority, lower = [], []
-    for hop in range(task.max_hops + 1):
+    for hop in range(furthest + 1):
         reads = [
             _table_accuracy(task, target, rows, test, hop, depth)
             for depth in range(hop + 1)
