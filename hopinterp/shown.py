@@ -1,11 +1,32 @@
-"""A table and its reading, in characters and as HTML, and values as JSON has them."""
+"""What is shown: tables and their readings, in characters and as HTML; JSON's values; text that any terminal bears."""
 
 from __future__ import annotations
 
+import codecs
 import html
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
+
+_LONGEST = 300
+_STAND_INS = {
+    **dict.fromkeys("−–—‐", "-"),
+    **{"ℓ": "l", "…": "...", "Σ": "S", "≤": "<=", "≥": ">=", "→": "->", "′": "'", "·": "*", "×": "x", "δ": "d", "γ": "g"},
+    **{
+        "⌈": "ceil(",
+        "⌊": "floor(",
+        "⌉": ")",
+        "⌋": ")",
+        "⊥": "null",
+        "√": "sqrt ",
+        "≠": "!=",
+        "±": "+-",
+        "½": "1/2",
+        "ö": "oe",
+    },
+    **{power: f"^{number}" for number, power in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    **{"●": "o", "╴": "-", "“": '"', "”": '"', "’": "'", "‖": "|"},
+}
 
 Row = tuple[str, tuple[str, ...]]
 """A row of a table: its label, and a cell a column."""
@@ -39,3 +60,23 @@ def as_html(columns: Sequence[str], rows: Sequence[Row], reading: str) -> str:
     body = "".join(row((label, *cells), "td") for label, cells in rows)
     table = f"<table><thead>{row(columns, 'th')}</thead><tbody>{body}</tbody></table>"
     return f"<div><p><strong>{answer}</strong></p>{table}<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul></div>"
+
+
+def legible(text: str) -> str:
+    """Text from outside in characters that a terminal shows and does not obey, and not too long."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
+
+
+def use_stand_ins(*streams: TextIO) -> None:
+    """From now on, where a stream's encoding lacks a character, others are written that say the same."""
+    codecs.register_error("hopinterp.stand_ins", _stand_in)
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="hopinterp.stand_ins")
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end]
+    return "".join(_STAND_INS.get(character, "?") for character in missing), error.end

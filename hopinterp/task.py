@@ -13,6 +13,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
+from hopinterp.memory import require_memory
+from hopinterp.seeds import seeded
 
 Hops = SupportsIndex | Iterable[SupportsIndex]
 """Values of k: one whole number (NumPy's and xarray's among them) or several."""
@@ -43,10 +45,10 @@ class HopTask:
     max_hops: int = 16
 
     def __post_init__(self) -> None:
-        for name, least in (("n_letters", 1), ("alphabet_size", 2), ("max_hops", 0)):
+        for name, least, most in (("n_letters", 1, 100_000), ("alphabet_size", 2, 10_000), ("max_hops", 0, 10_000)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise HopInterpError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise HopInterpError(f"{name} is {value!r:.40}; it must be a whole number from {least} to {most:,}")
 
     # -- vocabulary ---------------------------------------------------------------------------------------------
 
@@ -108,13 +110,14 @@ class HopTask:
             HopInterpError: hops out of range, no sequences asked for, or no source of randomness; with `distinct`, no such
                 chain: two letters, or more hops than the sequence has room for.
         """
-        if batch_size < 1:
-            raise HopInterpError(f"batch_size is {batch_size}; at least one sequence is needed")
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise HopInterpError(f"batch_size is {batch_size!r:.40}; it must be a whole number of at least 1")
+        # find^j of every position, and as much again while it is made
+        require_memory(f"{batch_size:,} sequences", 16 * batch_size * self.n_positions * (self.max_hops + 1))
         if (seed is None) == (generator is None):
             raise HopInterpError("sample() needs a seed or a generator, and not both")
         if generator is None:
-            assert seed is not None
-            generator = torch.Generator().manual_seed(seed)
+            generator = seeded(seed)
         if distinct:
             return self._sample_distinct(batch_size, hops, generator).to(device)
         steps = torch.randint(1, self.alphabet_size, (batch_size, self.n_letters), generator=generator)

@@ -25,7 +25,7 @@ from benchmarks.hopbench.scoring import score
 from benchmarks.hopbench.truth import NONE, Truth
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import SOLVED
-from hopinterp.training.record import alone_in, write_file
+from hopinterp.files import alone_in, write_file
 
 ROWS = "rows.jsonl"
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopinterp.cli.shared import Json, Model, Plot, Seed, app, hop_range, open_model, print_json, working
+from hopinterp.cli.shared import Json, Model, Plot, Seed, app, hop_range, open_model, print_json, whole, working
 from hopinterp.errors import HopInterpError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def decompile(
     model: Model,
     hops: Annotated[str, typer.Option(help="k: one number, several (4-16, 1,2,8), or all.")],
-    sequences: Annotated[int, typer.Option(min=20, help="Sequences that the model is run on with its routes.")] = 200,
+    sequences: Annotated[int, whole("Sequences that the model is run on with its routes.", 20)] = 200,
     every_way: Annotated[
         bool, typer.Option("--every-way", help="Find also the ways that do the work of others; takes longer.")
     ] = False,

@@ -20,6 +20,7 @@ from hopinterp.cli.shared import (
     open_model,
     print_json,
     show,
+    whole,
     working,
 )
 from hopinterp.errors import HopInterpError
@@ -36,9 +37,9 @@ def patch(
     pairs: Annotated[
         str, typer.Option(help="resample: an independent sequence; one-link: one letter changed.")
     ] = "resample",
-    link: Annotated[int | None, typer.Option(help="j of one-link pairs; drawn for each pair by default.")] = None,
+    link: Annotated[int | None, whole("j of one-link pairs; drawn for each pair by default.")] = None,
     position: Annotated[
-        int | None, typer.Option(help="i, whose answer is watched; by position the last by default, else drawn.")
+        int | None, whole("i, whose answer is watched; by position the last by default, else drawn.")
     ] = None,
     direction: Annotated[
         str | None, typer.Option(help="noising (default along the chain) or denoising (default by position).")
@@ -46,8 +47,8 @@ def patch(
     metric: Annotated[
         str | None, typer.Option(help="logit_difference (default by position), probability (along the chain), accuracy.")
     ] = None,
-    sequences: Annotated[int, typer.Option(help="Pairs of sequences to average over.")] = 100,
-    memory: Annotated[int, typer.Option(min=1, help="MiB for the activations of runs that are batched together.")] = 256,
+    sequences: Annotated[int, whole("Pairs of sequences to average over.")] = 100,
+    memory: Annotated[int, whole("MiB for the activations of runs that are batched together.", 1)] = 256,
     seed: Seed = 0,
     device: Device = "auto",
     plot: Plot = None,
@@ -91,7 +92,7 @@ def transplant(
         bool,
         typer.Option("--next-agrees", help="Count only where the base's next hop brings the letter that the source's does."),
     ] = False,
-    sequences: Annotated[int, typer.Option(help="Pairs of sequences.")] = 100,
+    sequences: Annotated[int, whole("Pairs of sequences.")] = 100,
     seed: Seed = 0,
     device: Device = "auto",
     plot: Plot = None,

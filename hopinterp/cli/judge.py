@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopinterp.cli.shared import Device, Json, Model, Seed, app, hop_range, open_model, print_json, show, working
+from hopinterp.cli.shared import Device, Json, Model, Seed, app, hop_range, open_model, print_json, show, whole, working
 
 if TYPE_CHECKING:
     from hopinterp.judgement.records import Survey, Verdict
@@ -24,7 +24,7 @@ def verify(
         str, typer.Option(help="k, or all; by default the largest k that the theorem grants the model's depth.")
     ] = "",
     report: Annotated[Path | None, typer.Option(help="Also write the report, one HTML file that needs no network.")] = None,
-    sequences: Annotated[int, typer.Option(min=2, help="Sequences for each kind of evidence.")] = 100,
+    sequences: Annotated[int, whole("Sequences for each kind of evidence.", 2)] = 100,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopinterp.cli.shared import Json, Seed, app, print_json, show, working
+from hopinterp.cli.shared import Json, Seed, app, print_json, show, whole, working
 from hopinterp.errors import HopInterpError
+from hopinterp.shown import legible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,20 +23,30 @@ if TYPE_CHECKING:
 
 @app.command()
 def models(
-    directory: Annotated[Path | None, typer.Argument(help="Look here instead of among the shipped models.")] = None,
+    directory: Annotated[str | None, typer.Argument(help="Look here instead of among the shipped models.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the models that can be named."""
     from hopinterp.models import store
     from hopinterp.views import tables
 
-    if directory is not None and not directory.is_dir():
-        raise HopInterpError(f"no directory {directory}")
-    cards = {path.name: store.read_card(path) for path in store.list_models(directory)}
+    if directory is not None and not (str(directory) and os.path.isdir(directory)):
+        raise HopInterpError(f"no directory {str(directory)!r:.200}")
+    cards, broken = {}, {}
+    for path in store.list_models(directory):
+        try:
+            cards[path.name] = store.read_card(path)
+        except HopInterpError as error:
+            broken[path.name] = str(error)
     if as_json:
-        print_json({name: json.loads(card.to_json()) for name, card in cards.items()})
+        print_json(
+            {name: json.loads(card.to_json()) for name, card in cards.items()}
+            | {name: {"broken": why} for name, why in broken.items()}
+        )
         return
-    show(tables.models_table(cards), f"{len(cards)} model(s) in {directory or 'trained_models'}.")
+    lines = [f"{legible(name)} is broken: {legible(why)}" for name, why in broken.items()]
+    lines += [f"{len(cards)} model(s) in {legible(str(directory or 'trained_models'))}."]
+    show(tables.models_table(cards), "\n".join(lines))
 
 
 @app.command("import")
@@ -43,10 +55,10 @@ def import_(
         Path, typer.Argument(help="A GPT-2 state dict (torch.save or safetensors), or what save_pretrained wrote.")
     ],
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
-    heads: Annotated[int | None, typer.Option(help="Attention heads, which a state dict does not show.")] = None,
-    letters: Annotated[int | None, typer.Option(help="Letters in a sequence; two fewer than positions by default.")] = None,
-    alphabet: Annotated[int, typer.Option(help="Size of the alphabet.")] = 4,
-    max_hops: Annotated[int, typer.Option(help="The largest k.")] = 16,
+    heads: Annotated[int | None, whole("Attention heads, which a state dict does not show.")] = None,
+    letters: Annotated[int | None, whole("Letters in a sequence; two fewer than positions by default.")] = None,
+    alphabet: Annotated[int, whole("Size of the alphabet.")] = 4,
+    max_hops: Annotated[int, whole("The largest k.")] = 16,
     act: Annotated[
         str | None, typer.Option(help="The MLP's activation: gelu_new (unless a config says other), gelu, relu.")
     ] = None,
@@ -69,13 +81,13 @@ def import_(
 def construct(
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
     algorithm: Annotated[str, typer.Option(help="lookup, successor or sequential.")] = "lookup",
-    hops: Annotated[int | None, typer.Option(help="k, which the model computes whatever it is asked.")] = None,
+    hops: Annotated[int | None, whole("k, which the model computes whatever it is asked.")] = None,
     multi_task: Annotated[
         bool, typer.Option("--multi-task", help="Instead read k from the first token, up to --max-hops.")
     ] = False,
-    letters: Annotated[int, typer.Option(help="Letters in a sequence.")] = 98,
-    alphabet: Annotated[int, typer.Option(help="Size of the alphabet.")] = 4,
-    max_hops: Annotated[int, typer.Option(help="The largest k that has a token.")] = 16,
+    letters: Annotated[int, whole("Letters in a sequence.")] = 98,
+    alphabet: Annotated[int, whole("Size of the alphabet.")] = 4,
+    max_hops: Annotated[int, whole("The largest k that has a token.")] = 16,
     overwrite: Annotated[bool, typer.Option(help="Replace a model directory that is there.")] = False,
     seed: Seed = 0,
     as_json: Json = False,

@@ -12,6 +12,7 @@ from hopinterp.cli.shared import (
     Json,
     Layer,
     Model,
+    Number,
     Plot,
     Seed,
     app,
@@ -21,6 +22,7 @@ from hopinterp.cli.shared import (
     open_model,
     print_json,
     show,
+    whole,
     working,
 )
 
@@ -29,12 +31,13 @@ from hopinterp.cli.shared import (
 def eval_(
     model: Model,
     hops: Annotated[str, typer.Option(help="Values of k: 8, 1-16 or 1,2,4.")] = "",
-    sequences: Annotated[int, typer.Option(help="Sequences a k.")] = 100,
+    sequences: Annotated[int, whole("Sequences a k.")] = 100,
     seed: Seed = 0,
-    distinct: Annotated[
-        int, typer.Option(min=0, help="Further sequences a k, for the error on chains without repeats two hops apart.")
-    ] = 0,
-    dropout: Annotated[float, typer.Option(help="Dropout left on while answering (the published table: 0.1).")] = 0.0,
+    distinct: Annotated[int, whole("Further sequences a k, for the error on chains without repeats two hops apart.", 0)] = 0,
+    dropout: Annotated[
+        float,
+        typer.Option(parser=Number(), metavar="FLOAT", help="Dropout left on while answering (the published table: 0.1)."),
+    ] = 0.0,
     device: Device = "auto",
     plot: Plot = None,
     as_json: Json = False,
@@ -58,7 +61,7 @@ def eval_(
 def attention(
     model: Model,
     hops: Hops,
-    sequences: Annotated[int, typer.Option(help="Sequences to average over.")] = 50,
+    sequences: Annotated[int, whole("Sequences to average over.")] = 50,
     seed: Seed = 0,
     device: Device = "auto",
     plot: Plot = None,
@@ -86,8 +89,8 @@ def probe(
     layer: Layer = None,
     target: Annotated[str, typer.Option(help="token: the letter at find^j(i); position: find^j(i) itself.")] = "token",
     method: Annotated[str, typer.Option(help="logistic, or ridge for a quick scan.")] = "logistic",
-    sequences: Annotated[int, typer.Option(help="Held-out sequences.")] = 100,
-    train_sequences: Annotated[int, typer.Option(help="Sequences to fit on.")] = 160,
+    sequences: Annotated[int, whole("Held-out sequences.")] = 100,
+    train_sequences: Annotated[int, whole("Sequences to fit on.")] = 160,
     seed: Seed = 0,
     device: Device = "auto",
     plot: Plot = None,

@@ -33,12 +33,57 @@ app = typer.Typer(
     help="Does layer ℓ of a k-hop transformer resolve 2^ℓ hops? Import or train a model, then look inside.",
 )
 
+
+class Whole:
+    """Parses a whole number, in the digits 0 to 9 alone."""
+
+    name = "INTEGER"
+
+    def __init__(self, least: int | None = None, most: int = 10**18) -> None:
+        self.least, self.most = least, most
+        self.__name__ = self.name
+
+    def __call__(self, given: str | int) -> int:
+        """The number. Raises typer.BadParameter."""
+        if isinstance(given, str) and not re.fullmatch(r"[+-]?[0-9]{1,18}", given):
+            raise typer.BadParameter(f"{given!r:.40} is no whole number.")
+        number = int(given)
+        if self.least is not None and number < self.least:
+            raise typer.BadParameter(f"{number} is not at least {self.least}.")
+        if number > self.most:
+            raise typer.BadParameter(f"{number} is more than {self.most}.")
+        return number
+
+
+class Number:
+    """Parses a number, in the digits 0 to 9 alone."""
+
+    name = "FLOAT"
+
+    def __init__(self) -> None:
+        self.__name__ = self.name
+
+    def __call__(self, given: str | float) -> float:
+        """The number. Raises typer.BadParameter."""
+        try:
+            if isinstance(given, str) and not given.isascii():
+                raise ValueError
+            return float(given)
+        except ValueError:
+            raise typer.BadParameter(f"{given!r:.40} is no number.") from None
+
+
+def whole(words: str, least: int | None = None, most: int = 10**18) -> Any:
+    """An option that takes a whole number."""
+    return typer.Option(parser=Whole(least, most), metavar=Whole.name, help=words)
+
+
 Model = Annotated[str, typer.Argument(help="A model directory, or a shipped model's name.")]
-Hops = Annotated[int, typer.Option(help="k, the hop count the model is asked for.")]
-Layer = Annotated[int | None, typer.Option(help="One block, counted from 0; every block by default.")]
+Hops = Annotated[int, whole("k, the hop count the model is asked for.")]
+Layer = Annotated[int | None, whole("One block, counted from 0; every block by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Plot = Annotated[Path | None, typer.Option(help="Also draw the figure into this file (.png, .svg, .pdf).")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random choice.")]
+Seed = Annotated[int, whole("Seed of every random choice.", 0, 2**32 - 1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
@@ -46,8 +91,10 @@ def hop_range(text: str, max_hops: int) -> list[int]:
     """ "8", "1-16" or "1,2,4" as numbers; 1 … max_hops for nothing."""
     if not text:
         return list(range(1, max_hops + 1))
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-        raise HopInterpError(f"--hops is {text!r}; it is a number, a range or a list: 8, 1-16, 1,2,4")
+    if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*", text):
+        raise HopInterpError(f"--hops is {text!r:.80}; it is a number, a range or a list: 8, 1-16, 1,2,4")
+    if (largest := max(map(int, re.findall("[0-9]+", text)))) > max_hops:
+        raise HopInterpError(f"hops is {largest}; this task has 0 to {max_hops}")
     ks: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -99,6 +146,8 @@ def draw(path: Path | None, kind: str, found: xr.Dataset, **settings: Any) -> No
         return
     from hopinterp.views import plots
 
+    if "title" in settings:
+        settings["title"] = settings["title"].replace("$", r"\$")  # no formula
     plots.write(getattr(plots, kind)(found, **settings), path)
 
 
@@ -116,7 +165,7 @@ def show(table: Table | None, reading: str) -> None:
         console.width = 160  # a pipe or a file has no width to keep to
     if table is not None:
         console.print(table)
-    console.print(reading, highlight=False, soft_wrap=True)
+    console.print(reading, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -11,14 +13,21 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from hopinterp.cli.shared import INTERRUPTED, app, find_device, show, working
+from hopinterp import signals
+from hopinterp.cli.shared import Number, Whole, app, find_device, show, working
 from hopinterp.errors import HopInterpError
+from hopinterp.shown import legible
 from hopinterp.training.config import PRESETS, TrainConfig
 
 Out = Annotated[Path | None, typer.Option(help="The run directory to make; the model will be in it.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with the run in this directory; all settings are its own.")]
-Preset = Annotated[str, typer.Option(help="; ".join(f"{name}: {preset.words}" for name, preset in PRESETS.items()) + ".")]
-Threads = Annotated[int | None, typer.Option(help="Processor threads; the machine's choice by default.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="; ".join(f"{name}: {preset.words}" for name, preset in PRESETS.items()) + ". Default: full."),
+]
+Threads = Annotated[
+    int | None, typer.Option(parser=Whole(), metavar="INTEGER", help="Processor threads; the machine's choice by default.")
+]
 RunDevice = Annotated[str, typer.Option(help="auto (a resumed run: where it ran before), cpu, cuda or mps.")]
 
 
@@ -26,7 +35,7 @@ def train(
     *,
     out: Out = None,
     resume: Resume = None,
-    preset: Preset = "full",
+    preset: Preset = None,
     threads: Threads = None,
     device: RunDevice = "auto",
     **settings: Any,
@@ -45,20 +54,23 @@ def train(
     else:
         raise HopInterpError("train needs --out for a new run, or --resume for one to go on with")
     if threads is not None:
-        if threads < 1:
-            raise HopInterpError(f"--threads is {threads}; at least 1 is needed")
+        most = max(64, 4 * (os.cpu_count() or 1))
+        if not 1 <= threads <= most:
+            raise HopInterpError(f"--threads is {threads}; this machine takes 1 to {most}")
         torch.set_num_threads(threads)
     try:
         with working("training") as report:
             if out is not None:
-                loop.train(TrainConfig.preset(preset, **settings), out, device=find_device(device), report=report)
+                loop.train(TrainConfig.preset(preset or "full", **settings), out, device=find_device(device), report=report)
             else:
-                if given := [name for name, value in settings.items() if value is not None]:
+                given = [name for name, value in {"preset": preset, **settings}.items() if value is not None]
+                if given:
                     raise HopInterpError(f"a resumed run has its own settings; --{given[0].replace('_', '-')} cannot change")
                 loop.resume(directory, device=None if device == "auto" else find_device(device), report=report)
-    except KeyboardInterrupt:
-        print(f"hopinterp: interrupted; go on with: hopinterp train --resume {directory}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stopped:
+        again = f"hopinterp train --resume {shlex.quote(legible(str(directory)))}"
+        print(f"hopinterp: {signals.in_words(stopped)}; go on with: {again}", file=sys.stderr)
+        sys.exit(signals.status(stopped))
     show(None, tables.model_reading(directory, store.read_card(directory / record.MODEL)))
 
 
@@ -79,7 +91,10 @@ def _option(setting: Field[Any], kind: Any) -> inspect.Parameter:
     plain = _text(setting.default)
     others = {name: _text(preset.settings.get(setting.name, setting.default)) for name, preset in PRESETS.items()}
     differing = "".join(f"; {name} {text}" for name, text in others.items() if text != plain)
-    option = typer.Option(help=f"{setting.metadata['help']} Default: {plain}{differing}.")
+    parsed: dict[type, Any] = {int: Whole, float: Number}
+    parser = parsed[kind]() if kind in parsed else None
+    shown = {"parser": parser, "metavar": parser.name} if parser else {}
+    option = typer.Option(help=f"{setting.metadata['help']} Default: {plain}{differing}.", **shown)
     return inspect.Parameter(
         setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

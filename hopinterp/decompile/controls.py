@@ -13,6 +13,7 @@ from hopinterp.decompile.routes import Routing, fit_routes, routed_streams, run_
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap_ratio, korn_graubard
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.seeds import seeded
 from hopinterp.task import Batch, HopTask
 
 Logits = Float[Tensor, "batch position d_vocab"]
@@ -142,7 +143,7 @@ def measure_controls(
     """
     batch = _draw(model, routing.task, routing.hops, sequences, seed)
     half = batch[: max(sequences // 2, 1)]
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     moved = [(layer, head) for layer, head, route in routing.heads if any(part.hop for part in route.parts)]
     if untrained is None:
         untrained = measure_untrained(model, routing.task, routing.hops, sequences=sequences, draws=draws, seed=seed)

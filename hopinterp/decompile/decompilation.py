@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from hopinterp.decompile.kept import packed, unpacked
 from hopinterp.decompile.records import FORMAT, FOUND, TENSORS, Decompiled, percent, read_record, write_found
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import FAILED
+from hopinterp.files import read_file, read_json
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.shown import Row, as_html, plain
 
@@ -131,15 +131,15 @@ def load_decompiled(directory: str | Path, model: ModelLike | None = None) -> De
     source = Path(directory)
     network = None if model is None else Subject.of(model).weights_for("a program's run").to("cpu")
     try:
-        given = json.loads((source / FOUND).read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load((source / TENSORS).read_bytes())
+        given = read_json(source / FOUND)
+        tensors = safetensors.torch.load(read_file(source / TENSORS))
         if given["format"] != FORMAT:
             raise HopInterpError(f"{source}: what was found was saved by another version")
         found = {int(k): read_record(one, int(k), tensors, network) for k, one in given["by_hops"].items()}
         if "one" in given:
             return found[given["one"]]
         return Decompilation(model=given["model"], by_hops=found, unsolved=unpacked(dict[int, float], given["unsolved"]))
-    except OSError as error:
-        raise HopInterpError(f"{source} holds no decompiled model ({error.strerror or error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except HopInterpError:
+        raise
+    except Exception as error:  # what is damaged fails in many ways
         raise HopInterpError(f"{source} holds no decompiled model ({type(error).__name__}: {error})") from None

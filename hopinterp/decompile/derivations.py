@@ -20,6 +20,7 @@ from hopinterp.decompile.routes import Routing
 from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
 from hopinterp.evidence.intervals import bootstrap
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.seeds import seeded
 
 TOLERANCE = 0.02
 """The error that a tree may have on the fitting pairs, below half of the .05 that explains a cell on fresh ones. Constructed
@@ -288,7 +289,7 @@ class Pruner:
         """Every block may use up an equal part of the tolerance, or the last one would use it all on nodes that matter and
         keep all below. A tree that does worse than the tolerance may lose a quarter of it, and keeps what it gains: some
         nodes do harm alone, for what they bring fits nothing else that is kept."""
-        generator, depth = torch.Generator().manual_seed(seed), self.runner.model.spec.n_layers
+        generator, depth = seeded(seed), self.runner.model.spec.n_layers
         for done, layer in enumerate(reversed(range(depth)), start=1):
             for part in range(3):
                 allowed = max(self.tolerance * done / depth, self.runner.error(state) + self.tolerance / 4 / depth)

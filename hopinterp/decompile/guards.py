@@ -19,6 +19,7 @@ from hopinterp.decompile.routes import LEAST_SHARE, Part, Pattern, Route, Routin
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import pattern
+from hopinterp.seeds import seeded
 from hopinterp.task import Batch, HopTask
 
 POOR = 0.99
@@ -472,7 +473,7 @@ def guard_routing(
     def on_few(other: Routing) -> Answers:
         return _answers(run_routed(model, few, other), own[: len(few)], few)
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     shuffled = [replace(guarded, guards=given) for given in _shuffles(guarded.guards, draws, generator)]
     permuted = [replace(guarded, exchange=generator)] * (draws if guarded.guards else 0)
     return Guards(

@@ -18,6 +18,7 @@ from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.seeds import seeded
 
 _STEPS = 300
 
@@ -179,7 +180,7 @@ class _Pair:
         rows = Rows.draw(routing.task, routing.hops, sequences, positions=4, partners=1, seed=seed)
         b, i, s, j = rows.sequence, rows.position, rows.partner, rows.partner_position
         if not anywhere:
-            s, j = _same_position(rows, torch.Generator().manual_seed(seed)), i
+            s, j = _same_position(rows, seeded(seed)), i
         labels = rows.batch.labels
         apart = rows.batch.scored[s, j] & (labels[b, i] != labels[s, j])
         b, i, s, j = (x[apart] for x in (b, i, s, j))

@@ -16,6 +16,7 @@ from hopinterp.decompile.nodes import Place
 from hopinterp.decompile.tree_runs import attn_out_at, values_at
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.seeds import seeded
 from hopinterp.task import Batch, HopTask
 
 
@@ -60,7 +61,7 @@ class Pairs:
         Raises:
             HopInterpError: fewer than two of the sequences have a chain of k links.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         batch = task.sample(sequences, hops=hops, generator=generator)
         watched = min(watched, int(batch.scored.sum(1).max()))
         usable = (batch.scored.sum(1) >= max(watched, 1)).nonzero()[:, 0]

@@ -25,9 +25,9 @@ from hopinterp.decompile.queries import Queries
 from hopinterp.decompile.routes import Route, Routing, run_routed
 from hopinterp.decompile.writing import write_program
 from hopinterp.errors import HopInterpError
+from hopinterp.files import write_directory
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import HookFunction
-from hopinterp.models.store import write_directory
 from hopinterp.shown import Row, as_html, plain
 from hopinterp.task import Batch, HopTask
 

@@ -14,6 +14,7 @@ from hopinterp.decompile.routes import Routing, run_routed
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.seeds import seeded
 from hopinterp.task import Batch
 
 Inputs = Literal["training", "repeated neighbours", "distinct chains"]
@@ -62,7 +63,7 @@ def measure_robustness(
 def _inputs(routing: Routing, sequences: int, seed: int) -> Iterator[tuple[Inputs, Batch, Bool[Tensor, "batch position"]]]:
     """The kinds, each with the positions that count."""
     task, hops = routing.task, routing.hops
-    generator = torch.Generator().manual_seed(3 * seed + 201)
+    generator = seeded(3 * seed + 201)
     plain = task.sample(sequences, hops=hops, generator=generator)
     yield "training", plain, plain.scored
     even = torch.randint(task.alphabet_size, (sequences, task.n_letters), generator=generator)

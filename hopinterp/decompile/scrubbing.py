@@ -16,6 +16,7 @@ from hopinterp.decompile.routes import Routing
 from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
 from hopinterp.evidence.intervals import bootstrap_ratio
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.seeds import seeded
 
 LEAST_RISE = 0.02
 """A rise of the error above this, with an interval that excludes 0, means that more is read than the letters named. In
@@ -71,7 +72,7 @@ class _Scrubber:
         """Rows of one sequence never serve each other; otherwise any order is as good as another."""
         rows = runner.rows
         letters = rows.batch.hop_letters[rows.sequence, :, rows.position]
-        preference = torch.rand(len(rows), len(rows), generator=torch.Generator().manual_seed(seed))
+        preference = torch.rand(len(rows), len(rows), generator=seeded(seed))
         preference = preference.masked_fill(rows.sequence[:, None] == rows.sequence, -1)
         return cls(runner, runner.run(nodes), letters, preference)
 

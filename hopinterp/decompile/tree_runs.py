@@ -16,6 +16,7 @@ from hopinterp.decompile.routes import Routing
 from hopinterp.errors import HopInterpError
 from hopinterp.models import blocks
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.seeds import seeded
 from hopinterp.task import Batch, HopTask
 
 
@@ -60,7 +61,7 @@ class Rows:
         Raises:
             HopInterpError: fewer than two of the sequences have a chain of k links.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         batch = task.sample(sequences, hops=hops, generator=generator)
         drawn = torch.rand(batch.tokens.shape, generator=generator).masked_fill(~batch.scored, -1)
         chosen = drawn.argsort(1, descending=True)[:, :positions]

@@ -7,6 +7,8 @@ from jaxtyping import Float, Num
 from scipy.special import betaincinv
 from torch import Tensor
 
+from hopinterp.seeds import seeded
+
 LEVEL = 0.95
 """Every interval in the package is a two-sided 95% one."""
 _NOTHING = 1e-9
@@ -57,7 +59,7 @@ def _resampled_ratio(
 ) -> Float[Tensor, "2 ..."]:
     """The two ends of the percentile interval. All ratios share the same draws."""
     sequences = len(numerator)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     draws = torch.randint(sequences, (resamples, sequences), generator=generator)
     weights = torch.zeros(resamples, sequences, dtype=torch.float64).scatter_add_(
         1, draws, torch.ones(resamples, sequences, dtype=torch.float64)

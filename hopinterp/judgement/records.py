@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -18,10 +19,10 @@ from hopinterp.decompile.records import Decompiled, found_files
 from hopinterp.decompile.transplants import BlockTransplants
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import SOLVED
+from hopinterp.files import read_file, read_json, write_directory
 from hopinterp.judgement.laws import Pace
 from hopinterp.judgement.readings import Control, Resolved
 from hopinterp.judgement.rules import Answer
-from hopinterp.models.store import write_directory
 from hopinterp.models.subject import ModelLike
 from hopinterp.shown import Row as Row
 from hopinterp.shown import as_html, finite, plain
@@ -313,16 +314,16 @@ def load_verdict(directory: str | Path, model: ModelLike | None = None) -> Verdi
     """
     source = Path(directory)
     try:
-        given = json.loads((source / _JUDGEMENT).read_text(encoding="utf-8"))
+        given = read_json(source / _JUDGEMENT)
         if given.pop("format") != _FORMAT:
             raise HopInterpError(f"{source}: the verdict was saved by another version")
-        evidence = {kind: xr.load_dataset(source / f"{kind}.nc") for kind in given.pop("evidence")}
+        evidence = {kind: xr.load_dataset(io.BytesIO(read_file(source / f"{kind}.nc"))) for kind in given.pop("evidence")}
         program = load_decompiled(source, model) if given.pop("program") else None
         assert not isinstance(program, Decompilation)
         return Verdict(**_typed(given), evidence=evidence, program=program)
-    except OSError as error:
-        raise HopInterpError(f"{source} holds no verdict ({error.strerror or error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except HopInterpError:
+        raise
+    except Exception as error:  # what is damaged fails in many ways
         raise HopInterpError(f"{source} holds no verdict ({type(error).__name__}: {error})") from None
 
 

@@ -15,7 +15,7 @@ from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.transplants import BlockTransplants, measure_transplants
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.kinds import KINDS
-from hopinterp.evidence.reading.behaviour import capacity, evaluate
+from hopinterp.evidence.reading.behaviour import capacity, evaluate, mismatch
 from hopinterp.judgement.comparison import Reaches, disagreements, with_program
 from hopinterp.judgement.laws import BEYOND, LINEAR, program_controls
 from hopinterp.judgement.readings import Block, Resolved, read_blocks, read_controls, rows
@@ -267,6 +267,8 @@ def _judged(
     decision = decide(blocks, error, k, bars["solved"], bars["failed"], program)
     if no_program and decision.verdict != "none":
         decision = replace(decision, reasons=(no_program, *decision.reasons))
+    if decision.verdict == "none" and (hint := mismatch(behaviour)):
+        decision = replace(decision, reasons=(*decision.reasons, hint))
     failed = [name for name, control in controls.items() if control.passed is False]
     if failed and decision.verdict in {*claims(), LINEAR, BEYOND}:
         why = f"It would be {decision.verdict}, but a control failed: {', '.join(failed)}."

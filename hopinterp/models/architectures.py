@@ -6,11 +6,9 @@ dicts and what `save_pretrained` wrote of them; `gpt2.py` is the one that is the
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
+import os
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +21,8 @@ from einops import EinopsError, rearrange
 from torch import Tensor, nn
 
 from hopinterp.errors import HopInterpError
+from hopinterp.files import read_file, read_json
+from hopinterp.models import torch_files
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import is_changed
 from hopinterp.models.spec import ModelSpec
@@ -303,44 +303,43 @@ def _of_state(state: Mapping[Any, Any], config: Mapping[str, Any] | None) -> Arc
 
 def _from_disk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The tensors of a checkpoint file or of a `save_pretrained` directory, and the config.json beside them, if any."""
-    folder = path if path.is_dir() else path.parent
-    file = path
-    if path.is_dir():
-        files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
-        if not files:
-            raise HopInterpError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
-        file = files[0]
-    state = read_state_dict(file)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return state, None
+        is_folder = path.is_dir()
+        folder = path if is_folder else path.parent
+        kept = [name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+        has_config = os.path.lexists(folder / "config.json")
     except (OSError, ValueError) as error:
-        raise HopInterpError(f"{folder / 'config.json'} is no JSON object ({type(error).__name__})") from None
-    return state, config if isinstance(config, dict) and "architectures" in config else None
+        raise HopInterpError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
+    if is_folder and not kept:
+        raise HopInterpError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+    state = read_state_dict(folder / kept[0] if is_folder else path)
+    config = read_json(folder / "config.json") if has_config else None
+    if not isinstance(config, dict) or "architectures" not in config:
+        return state, None
+    named = config["architectures"]
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise HopInterpError(f"{folder / 'config.json'} has architectures {named!r:.80}; they are a list of names")
+    return state, config
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a `torch.save`d state dict or of a safetensors file, on the CPU. Nothing is unpickled but tensors.
 
     Raises:
-        HopInterpError: no such file, damaged, not a state dict, or a pickle that wants to run code.
+        HopInterpError: no such file, damaged, not a state dict, or more than tensors (see `torch_files.unpack`).
     """
     path = Path(path)
-    if not path.is_file():
-        raise HopInterpError(f"no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
-            # torch remarks on foreign pickles before it refuses them; our own line says it all
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise HopInterpError(f"{path} holds more than tensors, or is damaged; save model.state_dict() alone") from None
-    except Exception as error:  # torch.load and safetensors raise a dozen kinds on files that are not theirs
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise HopInterpError(f"{path} is no checkpoint, or is truncated ({reason})") from None
+    data = read_file(path)
+    if path.suffix == ".safetensors":
+        try:
+            state: Any = safetensors.torch.load(data)
+        except Exception as error:  # safetensors raises several kinds on files that are not its own
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise HopInterpError(f"{path} is no safetensors file, or is truncated ({reason})") from None
+    else:
+        state = torch_files.unpack(data, path)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise HopInterpError(f"{path} holds no state dict (a mapping from names to tensors)")
+    if wrong := [name for name in state if not isinstance(name, str)]:
+        raise HopInterpError(f"{path} holds no state dict: {wrong[0]!r:.40} is no name")
     return dict(state)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from hopinterp import files
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.spec import ModelSpec, check_fits
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
 _FORMAT = 1
+_LARGEST_CARD, _LARGEST_HEADER = 2**20, 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,41 @@ class Card:
     def from_json(cls, text: str) -> Card:
         """Read card.json. Raises HopInterpError where it is not one."""
         try:
-            given = json.loads(text)
+            given = files.parse_json(text.encode("utf-8", "surrogatepass"), Path(CARD))
+        except HopInterpError as error:
+            raise HopInterpError(f"{CARD} is no model card ({error})") from None
+        try:
             if given.pop("format") != _FORMAT:
                 raise HopInterpError(f"the card's format is not {_FORMAT}; it was written by another version")
             given["spec"] = ModelSpec.from_dict(given["spec"])
+            if given["task"].keys() != {one.name for one in fields(HopTask)}:
+                raise ValueError("the task has other fields than a HopTask")
             given["task"] = HopTask(**given["task"])
-            return cls(**given)
+            card = cls(**given)
+            card._check()
+            return card
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HopInterpError(f"card.json is no model card ({type(error).__name__}: {error})") from None
+
+    def _check(self) -> None:
+        """Raise ValueError where a field is of another kind than the attributes say."""
+        mappings = {"made": self.made, "errors": self.errors, "versions": self.versions}
+        if wrong := [name for name, value in mappings.items() if not isinstance(value, dict)]:
+            raise ValueError(f"{wrong[0]} is no object")
+        hops = self.made.get("hops")
+        if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int) or not 0 < hops <= self.task.max_hops):
+            raise ValueError(f"made.hops is {hops!r:.40}; this task has 1 to {self.task.max_hops}")
+        if not all(isinstance(value, str) for value in self.versions.values()):
+            raise ValueError("versions are words")
+        for name in ("errors", "low", "high"):
+            for k, value in self.errors.get(name, {}).items():
+                self.task.check_hops(int(k))
+                if value is not None and (
+                    isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value > 1
+                ):
+                    raise ValueError(f"errors.{name} has {value!r:.40}, which is no share")
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError("sha256 is no digest")
 
 
 def load_fused(name: str | Path, device: str | torch.device = "cpu") -> tuple[FusedTransformer, HopTask]:
@@ -75,10 +107,17 @@ def load_fused(name: str | Path, device: str | torch.device = "cpu") -> tuple[Fu
 
 def find(name: str | Path) -> Path:
     """The directory that a path or a shipped model's name stands for. Raises HopInterpError if there is none."""
+    if not str(name):
+        raise HopInterpError("no model '': a name is empty")
     directory = Path(name)
-    if directory.is_dir():
-        finished = directory / "model"  # where a training run leaves its model
-        return finished if (finished / CARD).is_file() and not (directory / CARD).exists() else directory
+    try:
+        files.recover(directory)
+        if directory.is_dir():
+            finished = directory / "model"  # where a training run leaves its model
+            files.recover(finished)
+            return finished if (finished / CARD).is_file() and not (directory / CARD).exists() else directory
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that is closed
+        raise HopInterpError(f"no model {str(name)!r:.200} ({getattr(error, 'strerror', None) or error})") from None
     names = {path.name: path for path in list_models()}
     if str(name) in names:
         return names[str(name)]
@@ -89,25 +128,29 @@ def find(name: str | Path) -> Path:
 def list_models(directory: str | Path | None = None) -> list[Path]:
     """Model directories in a folder, by default the shipped ones, sorted by name."""
     folders = [Path(directory)] if directory else _shipped_folders()
-    found = (path.parent for folder in folders for path in folder.glob(f"*/{CARD}"))
+    try:
+        found = [folder / name for folder in folders for name in os.listdir(folder) if (folder / name / CARD).is_file()]
+    except (OSError, ValueError) as error:
+        raise HopInterpError(f"cannot list {directory} ({getattr(error, 'strerror', None) or error})") from None
     return sorted(path for path in found if not path.name.startswith("."))  # a dot: one that was never finished
 
 
 def read_card(directory: Path) -> Card:
     """The card of a model directory. Raises HopInterpError where it is missing, damaged, or fits no model."""
     try:
-        card = Card.from_json((directory / CARD).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise HopInterpError(f"{directory} is no model directory: cannot read {CARD} ({error})") from None
+        card = Card.from_json(files.read_file(directory / CARD, _LARGEST_CARD).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise HopInterpError(f"{directory} is no model directory: {CARD} is no text ({error.reason})") from None
+    except HopInterpError as error:
+        reason = str(error).replace(f"{directory / CARD}", CARD)
+        raise HopInterpError(f"{directory} is no model directory: {reason}") from None
     check_fits(card.spec, card.task)
     return card
 
 
 def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise HopInterpError(f"cannot read {path} ({error.strerror})") from None
+    numbers = sum(math.prod(shape) for shape in card.spec.parameter_shapes().values())
+    data = files.read_file(path, 4 * numbers + _LARGEST_HEADER)
     digest = hashlib.sha256(data).hexdigest()
     if digest != card.sha256:
         raise HopInterpError(

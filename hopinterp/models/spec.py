@@ -23,6 +23,9 @@ Normalization = Literal["LN", "LNPre"]
 PAPER_HEADS = {4: 128, 8: 256}
 """The paper's two widths (its Table 2): d_model by number of heads."""
 
+LARGEST_DEPTH, LARGEST_SIZE, LARGEST = 1_000, 1_000_000, 2**30
+"""Bounds of the depth, of every other size, and of how many numbers a model has."""
+
 # A native bridge knows no unscaled scores: it takes use_attn_scale=False for sqrt(d_head), and refuses to divide by 1. By
 # this it divides: in float32 the same as 1.
 _UNSCALED = 1 + 2e-9
@@ -93,7 +96,12 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab"):
-            _check_size(name, getattr(self, name))
+            _check_size(name, getattr(self, name), LARGEST_DEPTH if name == "n_layers" else LARGEST_SIZE)
+        for name in ("attn_only", "use_attn_scale"):
+            if not isinstance(getattr(self, name), bool):
+                raise HopInterpError(f"{name} is {getattr(self, name)!r:.40}; it must be true or false")
+        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float) or not 0 < self.eps <= 1:
+            raise HopInterpError(f"eps is {self.eps!r:.40}; it must be above 0 and at most 1")
         if self.d_head is None:
             if self.d_model % self.n_heads:
                 raise HopInterpError(f"{self.n_heads} heads were given; they must divide d_model = {self.d_model}")
@@ -107,8 +115,10 @@ class ModelSpec:
             ("normalization_type", ("LN", "LNPre", None)),
             ("unembed", ("learned", "identity")),
         ):
-            if getattr(self, name) not in allowed:
+            if not isinstance(getattr(self, name), str | None) or getattr(self, name) not in allowed:
                 raise HopInterpError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, allowed))}")
+        if (numbers := sum(map(math.prod, self.parameter_shapes().values()))) > LARGEST:
+            raise HopInterpError(f"a model of these sizes has {numbers:,} numbers; at most {LARGEST:,} are taken")
         if self.unembed == "identity" and self.d_vocab > self.d_model:
             raise HopInterpError(f"an identity unembedding needs d_vocab ≤ d_model; got {self.d_vocab} > {self.d_model}")
 
@@ -127,9 +137,11 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> ModelSpec:
         """Read a spec back from `to_dict`. Raises HopInterpError for fields that are missing or unknown."""
-        unknown = set(given) - {field.name for field in fields(cls)}
-        if unknown or "n_layers" not in given:
-            raise HopInterpError(f"a model spec has no field {sorted(unknown)}" if unknown else "the spec lacks n_layers")
+        known = {field.name for field in fields(cls)}
+        if unknown := set(given) - known:
+            raise HopInterpError(f"a model spec has no field {min(unknown)!r:.80}")
+        if missing := known - set(given):
+            raise HopInterpError(f"the spec lacks {min(missing)}")
         return cls(**given)
 
     @classmethod
@@ -288,9 +300,9 @@ def _scales(config: Any) -> bool:
     return False
 
 
-def _check_size(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise HopInterpError(f"{name} is {value!r}; it must be a whole number of at least 1")
+def _check_size(name: str, value: object, most: int = LARGEST_SIZE) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise HopInterpError(f"{name} is {value!r:.40}; it must be a whole number from 1 to {most:,}")
 
 
 def check_fits(sizes: Any, task: HopTask) -> None:

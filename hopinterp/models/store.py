@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 
+from hopinterp import files
 from hopinterp.errors import HopInterpError
 from hopinterp.models.card import CARD, WEIGHTS
 from hopinterp.models.card import Card as Card
@@ -52,18 +51,26 @@ def save(
     data = safetensors.torch.save(parameters)
     versions = {name: version for name in _PACKAGES if (version := _version(name))}
     card = Card(fused.spec, task, made, errors or {}, versions, hashlib.sha256(data).hexdigest())
-    write_directory(target, {WEIGHTS: data, CARD: card.to_json().encode()})
+    files.write_directory(target, {WEIGHTS: data, CARD: card.to_json().encode()}, overwrite=overwrite)
     return card
 
 
 def check_free(target: Path, overwrite: bool) -> None:
     """Raise HopInterpError if a model directory could not be written here: ask before the work, not after it."""
-    if not target.exists():
-        return
-    if not overwrite:
-        raise HopInterpError(f"{target} exists; give another --out, or --overwrite")
-    if not target.is_dir() or {path.name for path in target.iterdir()} - {WEIGHTS, CARD}:
-        raise HopInterpError(f"{target} holds more than a model; it is not overwritten")
+    files.recover(target)
+    try:
+        if not os.path.lexists(target):
+            return
+        if not overwrite:
+            raise HopInterpError(f"{target} exists; give another --out, or --overwrite")
+        if target.is_symlink() or not target.is_dir():
+            raise HopInterpError(f"{target} is no directory; it is not overwritten")
+        if {path.name for path in target.iterdir() if not files.leftover(path)} - {WEIGHTS, CARD}:
+            raise HopInterpError(f"{target} holds more than a model; it is not overwritten")
+        if not os.access(target, os.W_OK | os.X_OK):
+            raise HopInterpError(f"{target} is read-only; it is not overwritten")
+    except (OSError, ValueError) as error:
+        raise HopInterpError(f"cannot write {target} ({getattr(error, 'strerror', None) or error})") from None
 
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> tuple[HookedTransformer, HopTask]:
@@ -75,46 +82,6 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> tuple[HookedTr
     """
     model, task = load_fused(name)
     return model.spec.build(model.parameters, device), task
-
-
-def write_directory(target: Path, contents: Mapping[str, bytes]) -> None:
-    """Write a directory beside its place, then put it there by renaming."""
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        for name, data in contents.items():
-            write_through(temporary / name, data)
-        temporary.chmod(0o755)
-        if target.exists():
-            _replace(target, temporary)
-        else:
-            temporary.rename(target)
-    except OSError as error:
-        raise HopInterpError(f"cannot write {target} ({error.strerror}); nothing was written") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_through(path: Path, data: bytes) -> None:
-    """Write a file and wait until the disk has it: only then may it be renamed over another."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace(target: Path, new: Path) -> None:
-    """Swap a model directory for a new one."""
-    old = new.with_name(new.name + "-old")
-    target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
 
 
 def _version(name: str) -> str | None:

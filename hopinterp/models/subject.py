@@ -22,6 +22,7 @@ from hopinterp.models import gpt2 as gpt2  # importing it makes its architecture
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import SITES, HookFunction, Site, intervening, is_changed
 from hopinterp.models.spec import ModelSpec, check_fits, processing
+from hopinterp.shown import legible
 from hopinterp.task import HopTask
 
 ModelLike: TypeAlias = Any
@@ -74,7 +75,7 @@ class Subject:
             raise HopInterpError("a HopTask was given where a model belongs: the order is (model, task)")
         if task is not None and not isinstance(task, HopTask):
             raise HopInterpError(f"the task is a {type(task).__name__}; it must be a HopTask: the order is (model, task)")
-        found = model if isinstance(model, Subject) else _subject_of(model, task, n_heads)
+        found = model if isinstance(model, Subject) else _checked(_subject_of(model, task, n_heads))
         if found.config is not None:
             if n_heads is not None and n_heads != found.config.n_heads:
                 raise HopInterpError(f"n_heads is {n_heads!r}; the model has {found.config.n_heads}")
@@ -82,7 +83,7 @@ class Subject:
                 check_fits(found.config, task)
         # asked anew of a Subject, too: hooks may have come since it was made
         weights = None if found.plain is None or _is_hooked(found.model) else found.plain
-        return cls(found.model, weights, name or found.name, found.plain, found.config)
+        return cls(found.model, weights, legible(name or found.name), found.plain, found.config)
 
     @property
     def sizes(self) -> Any:
@@ -252,6 +253,21 @@ _KINDS = (
     "give a TransformerLens model, a module of an architecture that is known, its state dict or files, "
     "a model directory or shipped name, or a function from tokens to logits"
 )
+
+
+def _checked(found: Subject) -> Subject:
+    """A subject whose numbers can be reckoned with. Raises HopInterpError where one is in half precision, nowhere, or NaN."""
+    named = found.plain.parameters if found.plain is not None else {}
+    if isinstance(found.model, nn.Module):
+        named = dict(found.model.named_parameters())
+    for name, parameter in named.items():
+        if parameter.is_meta:
+            raise HopInterpError(f"{name} is on the meta device: the model has sizes, but no numbers")
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise HopInterpError(f"{name} is {parameter.dtype}; convert the model first: model.float()")
+        if not parameter.isfinite().all():
+            raise HopInterpError(f"{name} holds NaN or infinite numbers")
+    return found
 
 
 def _of_weights(found: FusedTransformer, name: str = "") -> Subject:

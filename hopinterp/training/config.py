@@ -32,7 +32,21 @@ _SHARE = _Range("at least 0 and under 1", lambda value: 0 <= value < 1)
 _BETWEEN = _Range("between 0 and 1", lambda value: 0 < value < 1)
 _RISING = _Range("two rising shares of the run", lambda value: 0 <= value[0] <= value[1] < 1)
 _OPTIMIZER = _Range("muon or adamw", lambda value: value in ("muon", "adamw"))
+_STEPS = _Range("from 1 to 10^9", lambda value: 1 <= value <= 10**9)
 _SEED = _Range("between 0 and 2^32 − 1", lambda value: 0 <= value < 2**32)
+
+
+_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
+_KINDS |= {str: "a word", tuple: "two numbers"}
+
+
+def _is_of(value: object, default: object) -> bool:
+    """Whether a setting is of its default's kind; whole numbers are numbers too."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) == len(default) and all(_is_of(one, 0.0) for one in value)
+    if isinstance(value, bool) or isinstance(default, bool | str):
+        return type(value) is type(default)
+    return isinstance(value, int | float if isinstance(default, float) else int)
 
 
 def _setting(default: Any, words: str, allowed: _Range | None = None) -> Any:
@@ -58,7 +72,7 @@ class TrainConfig:
     letters: int = _setting(98, "Letters in a sequence.")
     alphabet: int = _setting(4, "Size of the alphabet.")
     max_hops: int = _setting(16, "The largest k.")
-    steps: int = _setting(7000, "Gradient steps.", _ONE_OR_MORE)
+    steps: int = _setting(7000, "Gradient steps.", _STEPS)
     batch: int = _setting(64, "Sequences a step.", _ONE_OR_MORE)
     optimizer: str = _setting(
         "muon", "muon (the blocks' matrices; AdamW at the same rate on the rest) or adamw on everything.", _OPTIMIZER
@@ -88,11 +102,15 @@ class TrainConfig:
     eval_every: int = _setting(1000, "Steps between measurements of every err_k; 0 for never.", _NEVER_OR_EVERY)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "short_until", tuple(map(float, self.short_until)))
+        if isinstance(self.short_until, list):
+            object.__setattr__(self, "short_until", tuple(self.short_until))
         for one in fields(self):
             value, allowed = getattr(self, one.name), one.metadata["allowed"]
+            if not _is_of(value, one.default):
+                raise HopInterpError(f"{one.name} is {value!r:.40}; it must be {_KINDS[type(one.default)]}")
             if allowed is not None and not allowed.allows(value):
                 raise HopInterpError(f"{one.name} is {value!r}; it must be {allowed.words}")
+        object.__setattr__(self, "short_until", tuple(map(float, self.short_until)))
         if self.samples and (self.curriculum or any(self.short_until)):
             raise HopInterpError(
                 "a fixed set of samples leaves no choice of k or length: it needs no curriculum, short_until 0 0"
@@ -120,6 +138,16 @@ class TrainConfig:
             sizes["d_vocab"] = max(30, self.task.d_vocab)
         return ModelSpec.for_task(self.task, self.layers, **sizes)
 
+    @property
+    def memory(self) -> int:
+        """Bytes that a step needs at least: weights, gradients and the optimiser's state, what a block keeps of each token
+        for the backward pass, logits, attention patterns where they are kept, and the fixed samples."""
+        tokens, spec = self.batch * (self.letters + 1), self.spec
+        kept = tokens * (spec.n_layers * (10 * spec.d_model + 2 * (spec.d_mlp or 0)) + 2 * spec.d_vocab)
+        patterns = tokens * (self.letters + 1) * self.heads * spec.n_layers if self.bf16 or self.dropout else 0
+        samples = 4 * self.samples * (self.letters + 1) * (self.max_hops + 1)
+        return 4 * (4 * spec.n_parameters + kept + samples) + 2 * patterns
+
     @classmethod
     def preset(cls, name: str, **settings: Any) -> TrainConfig:
         """A named plan (see PRESETS), with some settings changed: those that are not None.
@@ -139,6 +167,12 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> TrainConfig:
         """From what `to_dict` gave, as JSON brings it back."""
+        known = {one.name for one in fields(cls)}
+        if not isinstance(given, dict):
+            raise HopInterpError(f"the settings of a run are an object; this is {given!r:.80}")
+        # how often things are written changes no weight: a model's card leaves it out
+        if odd := sorted(name for name in known ^ given.keys() if name not in known or not name.endswith("_every")):
+            raise HopInterpError(f"a run has {len(known)} settings; {odd[0]!r:.80} is missing, or is none of them")
         values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
         return cls(**values)
 

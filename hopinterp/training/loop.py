@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import signal
 import threading
 import time
@@ -17,9 +17,12 @@ import torch
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import error_table, evaluate
+from hopinterp.files import alone_in, clear_leftovers, leftover, recover
+from hopinterp.memory import require_memory
 from hopinterp.models import store
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.progress import Progress, Report
+from hopinterp.signals import STOPPING, stopped_by
 from hopinterp.training.config import TrainConfig
 from hopinterp.training.record import (
     CHECKPOINT,
@@ -28,13 +31,12 @@ from hopinterp.training.record import (
     MODEL,
     SERIES,
     Log,
-    alone_in,
     forget_after,
+    read_checkpoint,
     read_config,
     save_checkpoint,
     summary_writer,
-    write_file,
-    writing,
+    write_in_run,
 )
 from hopinterp.training.run import Run
 
@@ -60,19 +62,40 @@ def train(
     Raises:
         HopInterpError: the directory exists or cannot be written, or the run diverges.
     """
-    run = Run(config, device)
+    require_memory("a model and batches of these sizes", config.memory)
     if directory is None:
-        return _go_on(run, None, report)
+        return _go_on(Run(config, device), None, report)
     directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise HopInterpError(f"{directory} exists; give another --out, or --resume {directory}")
     if config.tensorboard:
         summary_writer()
-    writing(directory, lambda: directory.mkdir(parents=True, exist_ok=True))
-    with alone_in(directory):
-        write_file(directory / CONFIG, json.dumps(config.to_dict(), indent=2).encode())
+    _make(directory)
+    with alone_in(directory, "training"):
+        _check_new(directory)  # by now no other process can come between
+        run = Run(config, device)
+        write_in_run(directory / CONFIG, json.dumps(config.to_dict(), indent=2).encode())
         save_checkpoint(run, directory)  # from the start: a resumed run must know its threads and its device
         return _go_on(run, directory, report)
+
+
+def _make(directory: Path) -> None:
+    """Make a run's directory. Raises HopInterpError where it cannot be, or is in use."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileExistsError):
+            raise HopInterpError(f"{directory} exists; give another --out, or --resume {directory}") from None
+        raise HopInterpError(f"cannot write {directory} ({getattr(error, 'strerror', None) or error})") from None
+    _check_new(directory)
+
+
+def _check_new(directory: Path) -> None:
+    """Raise HopInterpError if there is more in a directory than what was left by a run that was killed as it began."""
+    try:
+        used = any(not leftover(path) for path in directory.iterdir())
+    except OSError as error:
+        raise HopInterpError(f"cannot read {directory} ({error.strerror})") from None
+    if used:
+        raise HopInterpError(f"{directory} exists; give another --out, or --resume {directory}")
 
 
 def resume(
@@ -91,22 +114,30 @@ def resume(
     """
     directory = Path(directory)
     config = read_config(directory)
-    checkpoint = directory / CHECKPOINT
-    if not checkpoint.exists():  # killed before its first one: no step was taken
-        run = Run(config, device or "cpu")
-    else:
-        try:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            run = Run(config, device or state["device"])
-            run.restore(state)
-        except Exception as error:  # a file that was cut short fails in many ways
-            reason = f"({type(error).__name__}); the run cannot go on from it"
-            raise HopInterpError(f"{checkpoint} is damaged {reason}") from None
-    with alone_in(directory):
+    require_memory("a model and batches of these sizes", config.memory)
+    with alone_in(directory, "training"):
+        run = _last(config, directory, device)
         forget_after(directory / METRICS, run.step)
-        for leftover in [*directory.glob(f".{MODEL}-*"), *directory.glob(f"{SERIES}/.*")]:
-            shutil.rmtree(leftover, ignore_errors=True)  # of a run killed while it wrote a model
+        recover(directory / MODEL)
+        for place in (directory, directory / SERIES):
+            clear_leftovers(place)
         return _go_on(run, directory, report)
+
+
+def _last(config: TrainConfig, directory: Path, device: str | torch.device | None) -> Run:
+    """A run as it was at its last checkpoint."""
+    if not os.path.lexists(directory / CHECKPOINT):  # killed before its first one: no step was taken
+        return Run(config, device or "cpu")
+    state = read_checkpoint(directory, config)
+    try:
+        run = Run(config, device or state["device"])
+        run.restore(state)
+    except HopInterpError:
+        raise
+    except Exception as error:  # one that was made by hand, its digest too
+        reason = f"({type(error).__name__}); the run cannot go on from it"
+        raise HopInterpError(f"{directory / CHECKPOINT} is damaged {reason}") from None
+    return run
 
 
 def _go_on(run: Run, directory: Path | None, report: Report | None) -> FusedTransformer:
@@ -125,8 +156,8 @@ def _go_on(run: Run, directory: Path | None, report: Report | None) -> FusedTran
             _keep_records(run, directory, log, loss)
             if directory is not None and (run.step % config.checkpoint_every == 0 or interrupted()):
                 save_checkpoint(run, directory)
-            if interrupted():
-                raise KeyboardInterrupt
+            if (stopped := interrupted()) is not None:
+                raise stopped
     model = _detached(run)
     if directory is not None:
         errors = error_table(evaluate(model, config.task, sequences=_FINAL_SEQUENCES, report=report))
@@ -149,24 +180,30 @@ def _keep_records(run: Run, directory: Path | None, log: Log, loss: float) -> No
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed. It is answered between steps, where a checkpoint is whole; a second one at once."""
-    pressed = False
+def _interrupts() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
+    """The signal to stop that came, as what it raises. It is answered between steps, where a checkpoint is whole; a second
+    one at once."""
+    came: KeyboardInterrupt | None = None
 
-    def remember(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
+    def remember(number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        if came is not None:
+            raise came
+        came = stopped_by(number)
 
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
-        yield lambda: False
+        yield lambda: None
         return
-    previous = signal.signal(signal.SIGINT, remember)
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    # a signal that is ignored, as nohup has SIGHUP ignored, stays so
+    taken = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in taken:
+        signal.signal(number, remember)
     try:
-        yield lambda: pressed
+        yield lambda: came
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in taken.items():
+            signal.signal(number, handler)
 
 
 def _made(run: Run) -> dict[str, Any]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hopinterp.errors import HopInterpError
-from hopinterp.models.store import write_through
+from hopinterp.files import read_file, read_json, write_file
+from hopinterp.models import torch_files
 from hopinterp.training.config import TrainConfig
 from hopinterp.training.run import Run
 
@@ -24,28 +23,9 @@ CONFIG, METRICS, CHECKPOINT, MODEL, SERIES = "config.json", "metrics.jsonl", "ch
 def read_config(directory: Path) -> TrainConfig:
     """The plan of a run. Raises HopInterpError where there is none."""
     try:
-        return TrainConfig.from_dict(json.loads((directory / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise HopInterpError(f"{directory} is no training run: cannot read {CONFIG} ({error})") from None
-
-
-@contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """Refuse a second process in a run directory. The lock goes with its process, however that ends."""
-    if sys.platform == "win32":  # which has no flock
-        yield
-        return
-    import fcntl
-
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise HopInterpError(f"another process is training in {directory}") from None
-        yield
-    finally:
-        os.close(handle)
+        return TrainConfig.from_dict(read_json(directory / CONFIG))
+    except HopInterpError as error:
+        raise HopInterpError(f"{directory} is no training run: {error}") from None
 
 
 class Log:
@@ -71,11 +51,11 @@ class Log:
                     self.board.add_scalar(name, value, run.step)
             self.board.flush()
 
-        def append() -> None:
+        try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-
-        writing(path, append)
+        except OSError as error:
+            raise HopInterpError(f"cannot write {path} ({error.strerror}){_can_go_on(path)}") from None
 
 
 def summary_writer() -> Any:
@@ -88,45 +68,67 @@ def summary_writer() -> Any:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint, and a line that was cut short: these steps come again."""
-    if not path.exists():
+    """Drop what was logged after the checkpoint, for these steps come again; and lines that are no records."""
+    if not os.path.lexists(path):
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            break
-    write_file(path, "".join(line + "\n" for line in kept).encode())
+    kept = [line for line in read_file(path).decode("utf-8", "replace").splitlines() if 0 <= _step(line) <= step]
+    write_in_run(path, "".join(line + "\n" for line in kept).encode())
+
+
+def _step(line: str) -> float:
+    """The step of a record; −1 of a line that is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return -1
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else -1
 
 
 def save_checkpoint(run: Run, directory: Path) -> None:
-    """Everything that the next step depends on, in the place of the last checkpoint."""
+    """Everything that the next step depends on, in the place of the last checkpoint, with the run's settings and a digest of
+    it all. `torch.load` reads it."""
     buffer = io.BytesIO()
-    torch.save(run.state(), buffer)
-    write_file(directory / CHECKPOINT, buffer.getvalue())
+    torch.save({**run.state(), "config": json.dumps(run.config.to_dict())}, buffer)
+    data = buffer.getvalue()
+    write_in_run(directory / CHECKPOINT, data + _sealed(data))
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """A file whole or not at all: beside its place first, then renamed."""
-    temporary = path.with_name(path.name + ".partial")
+def read_checkpoint(directory: Path, config: TrainConfig) -> dict[str, Any]:
+    """What `save_checkpoint` wrote.
 
-    def write() -> None:
-        write_through(temporary, data)
-        temporary.replace(path)
+    Raises:
+        HopInterpError: it is damaged, its digest is not that of what it holds, or it is of a run with other settings.
+    """
+    path = directory / CHECKPOINT
+    whole = read_file(path)
+    length = len(_sealed(b""))
+    data, seal = whole[:-length], whole[-length:]
+    if seal != _sealed(data):
+        raise HopInterpError(f"{path} is damaged: its digest is not that of what it holds; the run cannot go on from it")
+    state: dict[str, Any] = torch_files.unpack(data, path)
+    kept, now = json.loads(state["config"]), json.loads(json.dumps(config.to_dict()))
+    if changed := [name for name in {**kept, **now} if kept.get(name) != now.get(name)]:
+        name = changed[0]
+        raise HopInterpError(
+            f"{directory / CONFIG} is not the one that the run was started with: {name} is {now.get(name)!r:.40}, and was "
+            f"{kept.get(name)!r:.40}"
+        )
+    return state
 
+
+def _sealed(data: bytes) -> bytes:
+    """The digest that a checkpoint ends with: torch's own checksums are not checked when it is loaded."""
+    return b"\nsha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n"
+
+
+def write_in_run(path: Path, data: bytes) -> None:
+    """`files.write_file` in a run's directory. Raises HopInterpError, with the hint that the run can go on where it can."""
     try:
-        writing(path, write)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_file(path, data)
+    except HopInterpError as error:
+        raise HopInterpError(f"{error}{_can_go_on(path)}") from None
 
 
-def writing(path: Path, action: Callable[[], None]) -> None:
-    """Run what writes to a path; a disk that is full or closed to us becomes a HopInterpError."""
-    try:
-        action()
-    except OSError as error:
-        started = (path.parent / CHECKPOINT).exists()
-        hint = "; the run can go on from its last checkpoint" if started else ""
-        raise HopInterpError(f"cannot write {path} ({error.strerror}){hint}") from None
+def _can_go_on(path: Path) -> str:
+    return "; the run can go on from its last checkpoint" if (path.parent / CHECKPOINT).exists() else ""

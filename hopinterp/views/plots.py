@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import SOLVED
+from hopinterp.files import check_file_target, write_file
 from hopinterp.theory.hypotheses import exact
 from hopinterp.views.style import FAMILY_INK, INKS, style
 
@@ -206,10 +208,7 @@ def check_drawable(target: Path) -> None:
     kinds = Figure().canvas.get_supported_filetypes()
     if target.suffix.lstrip(".") not in kinds:
         raise HopInterpError(f"cannot draw {target.name!r}: the ending must be one of {', '.join(sorted(kinds))}")
-    if target.is_dir() or not target.resolve().parent.is_dir():
-        raise HopInterpError(
-            f"cannot draw into {target}: " + ("it is a directory" if target.is_dir() else f"no directory {target.parent}")
-        )
+    check_file_target(target)
 
 
 def write(figure: Figure, path: str | Path) -> None:
@@ -220,11 +219,9 @@ def write(figure: Figure, path: str | Path) -> None:
     """
     target = Path(path)
     check_drawable(target)
-    temporary = target.with_name(f".{target.name}.partial{target.suffix}")
+    buffer = io.BytesIO()
     try:
-        figure.savefig(temporary)
-        temporary.replace(target)
-    except OSError as error:
-        raise HopInterpError(f"cannot write {target} ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        figure.savefig(buffer, format=target.suffix.lstrip("."))
+    except (OSError, ValueError, RuntimeError) as error:  # a writer that needs a program which is not there
+        raise HopInterpError(f"cannot draw {target} ({' '.join(str(error).split())[:120]})") from None
+    write_file(target, buffer.getvalue())

@@ -20,6 +20,7 @@ from PIL import Image
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.kinds import KINDS, called
+from hopinterp.files import check_file_target, write_file
 from hopinterp.judgement.readings import Control
 from hopinterp.judgement.records import Growth, Row, Survey, Verdict, growth_in_theory, hops_text
 from hopinterp.models.subject import ModelLike, Subject
@@ -122,24 +123,14 @@ def write_report(
     """Write the page, whole or not at all. Raises HopInterpError as `check_writable` does, or where the disk refuses."""
     target = Path(path)
     check_writable(target)
-    temporary = target.with_name(f".{target.name}.partial")
-    try:
-        temporary.write_text(report(found, name, model, task), encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        raise HopInterpError(f"cannot write {target} ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(target, report(found, name, model, task).encode("utf-8"))
 
 
 def check_writable(target: Path) -> None:
     """Raise HopInterpError if no page could be written here: ask before the work, not after it."""
     if target.suffix not in (".html", ".htm"):
         raise HopInterpError(f"cannot write a report to {target.name!r}: the ending must be .html")
-    if target.is_dir() or not target.resolve().parent.is_dir():
-        raise HopInterpError(
-            f"cannot write {target}: " + ("it is a directory" if target.is_dir() else f"no directory {target.parent}")
-        )
+    check_file_target(target)
 
 
 def _page() -> jinja2.Template:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from hopinterp.evidence.reading.behaviour import SOLVED, capacity, error_table, solved_by
+from hopinterp.shown import legible
 from hopinterp.theory.hypotheses import exact
 
 if TYPE_CHECKING:
@@ -37,14 +39,16 @@ def models_table(cards: Mapping[str, Card]) -> Table:
     for name, card in cards.items():
         spec, task = card.spec, card.task
         sizes = (spec.n_layers, spec.d_model, spec.n_heads, task.n_letters, task.alphabet_size, task.max_hops)
-        table.add_row(name, *map(str, sizes), solved(card.errors), str(card.made.get("how", "")))
+        table.add_row(
+            *map(escape, (legible(name), *map(str, sizes), solved(card.errors), legible(str(card.made.get("how", "")))))
+        )
     return table
 
 
 def model_reading(place: object, card: Card) -> str:
     """Where a model was put, its sizes, and up to which k it answers."""
     sizes = f"{card.spec.n_layers} blocks, d_model {card.spec.d_model}, {card.spec.n_heads} heads"
-    return f"{place}: {sizes}. Solves {solved(card.errors)} ({_BAR})."
+    return f"{legible(str(place))}: {sizes}. Solves {solved(card.errors)} ({_BAR})."
 
 
 def errors_json(found: xr.Dataset) -> dict[str, Any]:

@@ -104,10 +104,10 @@ def write(path, value):
     ("make", "words"),
     [
         (lambda *_: None, "no file"),
-        (lambda path, _: path.write_bytes(b"not a checkpoint"), "more than tensors, or is damaged"),
-        (lambda path, _: path.write_bytes(b""), "no checkpoint, or is truncated"),
+        (lambda path, _: path.write_bytes(b"not a checkpoint"), "is no checkpoint"),
+        (lambda path, _: path.write_bytes(b""), "no checkpoint, is truncated"),
         (lambda path, state: (write(path, state), path.write_bytes(path.read_bytes()[:2000])), "truncated"),
-        (lambda path, _: path.write_bytes(pickle.dumps(Exploit())), "more than tensors"),
+        (lambda path, _: path.write_bytes(pickle.dumps(Exploit())), "is no checkpoint"),
         (lambda path, _: write(path, {"model": Exploit()}), "more than tensors"),
         (lambda path, _: write(path, [1, 2]), "no state dict"),
         (lambda path, _: write(path, {"step": 3}), "no state dict"),

@@ -91,7 +91,7 @@ def poison(parameters):
         (lambda d: edit_card(d, spec__depth=3), "no field"),
         (lambda d: edit_card(d, task__n_letters=500), "the task needs 501 positions; the model has 22"),
         (lambda d: edit_card(d, task__alphabet_size=50), "the task needs 57 tokens; the model has 11"),
-        (lambda d: (d / "model.safetensors").unlink(), "cannot read"),
+        (lambda d: (d / "model.safetensors").unlink(), "no file"),
         (
             lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-40]),
             "damaged or changed",

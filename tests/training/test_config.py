@@ -42,7 +42,7 @@ def test_the_command_names_what_differs():
     [
         ({"preset": "fast"}, "no preset 'fast'"),
         ({"depth": 3}, "no setting 'depth'"),
-        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"steps": 0}, "steps is 0; it must be from 1"),
         ({"lr": -1.0}, "lr is -1.0; it must be above 0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"decay": 1.0}, "decay is 1.0"),

@@ -15,6 +15,7 @@ import torch
 
 import hopinterp as hi
 from hopinterp import HopInterpError, TrainConfig
+from hopinterp.files import alone_in
 from hopinterp.models import store
 from hopinterp.training import loop, record
 from hopinterp.training.run import Run
@@ -205,12 +206,12 @@ def test_a_full_disk_keeps_the_last_checkpoint(uninterrupted, tmp_path, monkeypa
     def full(_descriptor):
         nonlocal calls
         calls += 1
-        if calls > 2:  # the config and the first checkpoint still fit
+        if calls > 4:  # the config and the first checkpoint still fit, each with its directory
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", full)
-        with pytest.raises(HopInterpError, match=r"No space left on device\); the run can go on"):
+        with pytest.raises(HopInterpError, match=r"No space left on device\); nothing was written; the run can go on"):
             loop.train(TINY, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "config.json", "metrics.jsonl"]
     loop.resume(tmp_path / "run")
@@ -245,7 +246,7 @@ def test_the_last_good_checkpoint_is_kept(uninterrupted, tmp_path, monkeypatch, 
 
 
 def test_one_process_a_directory(uninterrupted):
-    with record.alone_in(uninterrupted), pytest.raises(HopInterpError, match="another process is training in"):
+    with alone_in(uninterrupted, "training"), pytest.raises(HopInterpError, match="another process is training in"):
         loop.resume(uninterrupted)
 
 

@@ -19,6 +19,7 @@ from hopinterp.evidence.patching.runs import in_one_pass
 from hopinterp.models.hooks import SITES, HookFunction
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Report, counted
+from hopinterp.seeds import seeded
 from hopinterp.task import Batch, HopTask
 
 Kind = Literal["zero", "mean", "resample"]
@@ -142,7 +143,7 @@ def ablate(
     subject, hops = in_one_pass(Subject.of(model, task)), task.hop_count(hops)
     if not kinds or (foreign := set(kinds) - set(KINDS)):
         raise HopInterpError(f"kinds are {', '.join(sorted(foreign)) if kinds else 'none'}; they are {', '.join(KINDS)}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     batch, other = (task.sample(sequences, hops=hops, generator=generator, device=subject.device) for _ in range(2))
     layers, heads, components = subject.layers(), list(range(subject.sizes.n_heads)), components_of(subject.sizes)
     wrong, whole = _wrong_without(subject, batch, other, [*heads, *components], kinds, report)

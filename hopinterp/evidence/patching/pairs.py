@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
+from hopinterp.seeds import seeded
 from hopinterp.task import Batch, HopTask
 
 Kind = Literal["resample", "one-link"]
@@ -130,7 +131,7 @@ def draw_pairs(
     """
     hops = task.hop_count(hops)
     _check(task, hops, sequences, kind, link, position)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     kept_parts: list[tuple[Tensor, ...]] = []
     drawn = kept = 0
     while kept < sequences:

@@ -13,6 +13,7 @@ from torch import Tensor
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.patching.effects import Scale
 from hopinterp.evidence.patching.pairs import Pairs
+from hopinterp.seeds import seeded
 
 By = Literal["position", "chain", "all"]
 WHERE = ("at", "before")
@@ -78,5 +79,5 @@ def _off_chain(
     free = torch.arange(n, device=read.device) <= read[:, None]
     free[:, 0] = False
     free.scatter_(1, places, False)
-    drawn = torch.rand(free.shape, generator=torch.Generator().manual_seed(seed)).to(read.device)
+    drawn = torch.rand(free.shape, generator=seeded(seed)).to(read.device)
     return drawn.masked_fill(~free, -1).argmax(1), free.any(1)

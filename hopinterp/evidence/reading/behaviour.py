@@ -16,6 +16,7 @@ from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, korn_graubard
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
+from hopinterp.seeds import seeded
 from hopinterp.task import Hops, HopTask
 
 SOLVED = 0.01
@@ -62,7 +63,7 @@ def evaluate(
     ks = task.hop_counts(range(1, task.max_hops + 1) or [0]) if hops is None else task.hop_counts(hops)
     if dropout:
         subject.weights_for("dropout")
-    generator = torch.Generator(subject.device).manual_seed(seed)
+    generator = seeded(seed, subject.device)
     chains = _Distinct(subject, task, distinct, seed, dropout)
     wrong, counted, null_error = [], [], []
     for done, k in enumerate(ks, start=1):
@@ -112,7 +113,7 @@ class _Distinct:
             self.shares.append(torch.full((self.sequences,), torch.nan, dtype=torch.float64))
             self.positions.append(0)
             return
-        generator = torch.Generator(self.subject.device).manual_seed(self.seed)  # the other numbers do not depend on these
+        generator = seeded(self.seed, self.subject.device)  # the other numbers do not depend on these
         asked = batch.no_repeats
         mistakes = (_answers(self.subject, batch.tokens, self.dropout, generator) != batch.labels) & asked
         self.shares.append((mistakes.sum(1) / asked.sum(1)).double().cpu())
@@ -149,6 +150,17 @@ def capacity(found: xr.Dataset, *, distinct: bool = False) -> int | None:
     if solved.hops.values.tolist() != list(range(1, solved.sizes["hops"] + 1)):
         return None
     return int(solved.astype(int).cumprod("hops").sum())
+
+
+def mismatch(found: xr.Dataset) -> str:
+    """A hint, where fewer answers are right than guesses would be, at every k; else nothing."""
+    guessed = 1 / int(found.attrs["alphabet_size"])
+    if not bool((found.low > 1 - guessed / 2).all()):
+        return ""
+    return (
+        "Guessing would be right more often: are the model's token ids those of HopTask (hop counts from 0, then letters, "
+        "null, blank), and its alphabet and lengths the task's?"
+    )
 
 
 def error_table(found: xr.Dataset) -> dict[str, Any]:

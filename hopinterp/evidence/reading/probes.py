@@ -21,6 +21,7 @@ from hopinterp.evidence.reading.linear import Standardizer, fit_logistic, fit_ri
 from hopinterp.models.hooks import resid_post
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Advance, Report, counted
+from hopinterp.seeds import seeded
 from hopinterp.task import Batch, HopTask
 
 Target = Literal["token", "position"]
@@ -110,7 +111,7 @@ def probe(
     subject, hops = Subject.of(model, task), task.hop_count(hops)
     last = task.max_hops if furthest is None else task.hop_count(furthest)
     chosen, readout = subject.layers(layers), _Readout.of(task, target, method, last)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     train, test = (
         task.sample(n, hops=hops, generator=generator, device=subject.device) for n in (train_sequences, sequences)
     )
@@ -274,7 +275,7 @@ class _ControlTask:
     def draw(cls, readout: _Readout, seed: int) -> _ControlTask:
         task = readout.task
         shape = (task.n_positions, task.alphabet_size, readout.furthest + 1)
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         return cls(torch.randint(readout.n_classes, shape, generator=generator))
 
     def __call__(self, rows: _Rows) -> Int[Tensor, "row hop"]:

@@ -24,6 +24,7 @@ from hopinterp.evidence.transplants.pairs import MatchedPairs
 from hopinterp.models.fused import FusedTransformer, Residual
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Advance, Report, counted
+from hopinterp.seeds import seeded
 from hopinterp.task import HopTask
 from hopinterp.theory.predictions import FAMILIES, predicted
 
@@ -150,7 +151,7 @@ def _tried(
 ) -> xr.Dataset:
     """Every kind of subspace in one model, measured on held-out pairs. `span`: the tokens that may be answered."""
     chunks = list(_chunks(model, train, asked))
-    generator = torch.Generator().manual_seed(asked.seed)
+    generator = seeded(asked.seed)
     read, means = _readable(chunks, train, asked)
     bases: list[tuple[str, Basis | None]] = [("full", None), ("probe", read), ("means", means)]
     for n in asked.dimensions:

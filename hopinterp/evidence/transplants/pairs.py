@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hopinterp.errors import HopInterpError
+from hopinterp.seeds import seeded
 from hopinterp.task import Batch, HopTask
 
 MATCHES = ("nothing", "letter", "neighbour", "occurrence")
@@ -40,7 +41,7 @@ class MatchedPairs:
         """
         if match not in MATCHES:
             raise HopInterpError(f"match is {match!r}; it is one of {', '.join(MATCHES)}")
-        hops, generator = task.hop_count(hops), torch.Generator().manual_seed(seed)
+        hops, generator = task.hop_count(hops), seeded(seed)
         base = task.sample(sequences, hops, generator=generator)
         if match == "occurrence":
             letters, anchors = _shuffled(base.letters, generator)

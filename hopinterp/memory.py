@@ -1,0 +1,45 @@
+"""How much memory there is, and a refusal in one line of what would need more."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from hopinterp.errors import HopInterpError
+
+_CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@cache
+def memory() -> int:
+    """Bytes of memory that this process may have: the machine's, or its container's where that has less."""
+    try:
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 2**34
+    for name in _CONTROL_GROUPS:
+        try:
+            found = min(found, int(Path(name).read_text()))
+        except (OSError, ValueError):  # there is no such group, or it says "max"
+            continue
+    return found
+
+
+def require_memory(what: str, wanted: int) -> None:
+    """Raise HopInterpError where something would need more memory than there is: before it is asked for.
+
+    Args:
+        what: in the plural: "4 sequences".
+        wanted: bytes.
+    """
+    if wanted > memory():
+        raise HopInterpError(f"{what} need about {_size(wanted)} of memory; there are {_size(memory())}")
+
+
+def _size(number: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB", "TB", "PB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} EB"
