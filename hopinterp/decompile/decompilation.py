@@ -134,12 +134,12 @@ def load_decompiled(directory: str | Path, model: ModelLike | None = None) -> De
         given = read_json(source / FOUND)
         tensors = safetensors.torch.load(read_file(source / TENSORS))
         if given["format"] != FORMAT:
-            raise HopInterpError(f"{source}: what was found was saved by another version")
+            raise HopInterpError("it was saved by another version")
         found = {int(k): read_record(one, int(k), tensors, network) for k, one in given["by_hops"].items()}
         if "one" in given:
             return found[given["one"]]
         return Decompilation(model=given["model"], by_hops=found, unsolved=unpacked(dict[int, float], given["unsolved"]))
-    except HopInterpError:
-        raise
+    except HopInterpError as error:
+        raise HopInterpError(f"{source} holds no decompiled model: {error}") from None
     except Exception as error:  # what is damaged fails in many ways
         raise HopInterpError(f"{source} holds no decompiled model ({type(error).__name__}: {error})") from None

@@ -316,13 +316,13 @@ def load_verdict(directory: str | Path, model: ModelLike | None = None) -> Verdi
     try:
         given = read_json(source / _JUDGEMENT)
         if given.pop("format") != _FORMAT:
-            raise HopInterpError(f"{source}: the verdict was saved by another version")
+            raise HopInterpError("it was saved by another version")
         evidence = {kind: xr.load_dataset(io.BytesIO(read_file(source / f"{kind}.nc"))) for kind in given.pop("evidence")}
         program = load_decompiled(source, model) if given.pop("program") else None
         assert not isinstance(program, Decompilation)
         return Verdict(**_typed(given), evidence=evidence, program=program)
-    except HopInterpError:
-        raise
+    except HopInterpError as error:
+        raise HopInterpError(f"{source} holds no verdict: {error}") from None
     except Exception as error:  # what is damaged fails in many ways
         raise HopInterpError(f"{source} holds no verdict ({type(error).__name__}: {error})") from None
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from hopinterp.evidence.reading.behaviour import SOLVED, capacity, error_table, solved_by
+from hopinterp.evidence.reading.behaviour import SOLVED, capacity, error_table, mismatch, solved_by
 from hopinterp.shown import legible
 from hopinterp.theory.hypotheses import exact
 
@@ -88,7 +88,7 @@ def errors_reading(found: xr.Dataset, name: str) -> str:
     """Up to which k the model answers."""
     dropout = found.attrs["dropout"]
     condition = f"with dropout {dropout:g}" if dropout else "in eval mode"
-    said = f"{name} solves {solved(error_table(found))} {condition} ({_BAR})."
+    said = " ".join(filter(None, (f"{name} solves {solved(error_table(found))} {condition} ({_BAR}).", mismatch(found))))
     if "distinct_error" not in found:
         return said
     worst = solved(error_table(_on_distinct(found)))

@@ -115,7 +115,7 @@ def test_nothing_is_left_where_saving_fails(found, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hopinterp.models.store.write_through", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(HopInterpError, match="No space left on device"):
         found.save(tmp_path / "p")
     assert list(tmp_path.iterdir()) == []
