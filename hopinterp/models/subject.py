@@ -256,7 +256,7 @@ _KINDS = (
 
 
 def _checked(found: Subject) -> Subject:
-    """A subject whose numbers can be reckoned with. Raises HopInterpError where one is in half precision, nowhere, or NaN."""
+    """A subject whose numbers can be reckoned with. Raises HopInterpError where they are NaN, halves, or nowhere."""
     named = found.plain.parameters if found.plain is not None else {}
     if isinstance(found.model, nn.Module):
         named = dict(found.model.named_parameters())
