@@ -28,14 +28,14 @@ _FREE = ("first", "content-free")
 
 @entry("hopinterp")
 def ours(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
-    """The program that `decompile` finds; the verdict "none" where the model does not solve k."""
-    return _answer(model, task, hops, every_way=False)
-
-
-@entry("hopinterp (every way)")
-def every_way(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
-    """The same, with the ways that do the work of others."""
+    """The program that `verify` judges, with every way that brings the answer; "none" where the model does not solve k."""
     return _answer(model, task, hops, every_way=True)
+
+
+@entry("hopinterp (fewest nodes)")
+def fewest_nodes(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
+    """The program that `decompile` shows by default: no more ways than the answer needs."""
+    return _answer(model, task, hops, every_way=False)
 
 
 def _answer(model: HookedTransformer, task: HopTask, hops: int, every_way: bool) -> Answer:
