@@ -32,8 +32,6 @@ def harm(tree, removed):
     generator = torch.Generator().manual_seed(len(tree))
     rare = torch.rand(ROWS, 1, generator=generator) < 0.02
     noise = torch.randint(-1, 2, (ROWS, len(removed)), generator=generator) * rare
-        torch.rand(ROWS, 1, generator=generator) < 0.02
-    )
     broken = torch.zeros(ROWS, len(removed), dtype=torch.float64)
     for number, nodes in enumerate(removed):
         left = tree - nodes
