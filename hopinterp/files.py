@@ -50,14 +50,14 @@ def read_file(path: Path, most: int = LARGEST) -> bytes:
 
 def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     """What a JSON file holds. Raises HopInterpError as `read_file`, and where it is no plain JSON: a key that comes twice,
-    nesting without end, or characters that no text can hold."""
+    nesting without end, NaN, or characters that no text can hold."""
     return parse_json(read_file(path, most), path)
 
 
 def parse_json(data: bytes, path: Path) -> Any:
     """What JSON text holds. Raises HopInterpError, which names the path, as `read_json`."""
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
         json.dumps(found, ensure_ascii=False).encode("utf-8")  # refuses half of a surrogate pair
     except RecursionError:
         raise HopInterpError(f"{path} is no plain JSON: it is nested too deeply") from None
@@ -72,6 +72,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.40} comes twice")
     return found
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"JSON has no {name}")
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -173,5 +173,5 @@ def error_table(found: xr.Dataset) -> dict[str, Any]:
 
 
 def solved_by(table: Mapping[str, Any]) -> list[int]:
-    """Every k that a table as `error_table` makes it shows solved."""
-    return sorted(int(k) for k, high in table.get("high", {}).items() if high <= SOLVED)
+    """Every k that a table as `error_table` makes it, or as a card keeps it (undefined numbers are None), shows solved."""
+    return sorted(int(k) for k, high in table.get("high", {}).items() if high is not None and high <= SOLVED)
