@@ -41,7 +41,7 @@ def read_file(path: Path, most: int = LARGEST) -> bytes:
                 raise HopInterpError(f"{path} is no regular file")
             if found.st_size > most:
                 raise HopInterpError(f"{path} has {found.st_size:,} bytes; at most {most:,} are read")
-            return file.read(most)
+            return file.read(found.st_size)  # Python makes room for all that is asked for
     except FileNotFoundError:
         raise HopInterpError(f"no file {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte

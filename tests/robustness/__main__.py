@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from . import cards, checkpoints, runs, weights
+from . import cards, checkpoints, commands, records, runs, weights
 from .campaign import Generator, Tally, prepare, run, run_one
 
 KINDS: dict[str, Generator] = {
@@ -17,6 +17,8 @@ KINDS: dict[str, Generator] = {
     "weights": weights.generate,
     "checkpoints": checkpoints.generate,
     "runs": runs.generate,
+    "commands": commands.generate,
+    "records": records.generate,
 }
 
 

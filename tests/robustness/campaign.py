@@ -145,6 +145,7 @@ def prepare() -> None:
     """Import all that commands import, so that a forked process has it already."""
     for module in pkgutil.walk_packages(hopinterp.__path__, "hopinterp."):
         importlib.import_module(module.name)
+    importlib.import_module("torch._dynamo")  # which optimisers import
     gc.collect()
     gc.freeze()  # what is there is not touched again, and so not copied
 
