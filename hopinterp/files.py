@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -24,6 +25,20 @@ _YOUNG = 1.0  # seconds in which a new temporary may not have been locked yet
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def digest(data: bytes) -> str:
+    """The SHA-256 of bytes, as 64 characters."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_digested(path: Path, wanted: str, by: str, most: int = LARGEST) -> bytes:
+    """A file's bytes, if they are those of which another file, `by`, keeps the digest. Raises HopInterpError otherwise, and
+    as `read_file`."""
+    data = read_file(path, most)
+    if (found := digest(data)) != wanted:
+        raise HopInterpError(f"{path} has sha256 {found[:12]}…; its {by} says {wanted!s:.12}…: it is damaged or changed")
+    return data
 
 
 def read_file(path: Path, most: int = LARGEST) -> bytes:

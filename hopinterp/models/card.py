@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -155,12 +154,7 @@ def read_card(directory: Path) -> Card:
 
 def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
     numbers = sum(math.prod(shape) for shape in card.spec.parameter_shapes().values())
-    data = files.read_file(path, 4 * numbers + _LARGEST_HEADER)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != card.sha256:
-        raise HopInterpError(
-            f"{path} has sha256 {digest[:12]}…; its card says {card.sha256[:12]}…: it is damaged or changed"
-        )
+    data = files.read_digested(path, card.sha256, "card", 4 * numbers + _LARGEST_HEADER)
     try:
         parameters = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:

@@ -62,6 +62,8 @@ def train(
     Raises:
         HopInterpError: the directory exists or cannot be written, or the run diverges.
     """
+    if not isinstance(config, TrainConfig):
+        raise HopInterpError(f"a {type(config).__name__} is no plan: train takes a TrainConfig")
     require_memory("a model and batches of these sizes", config.memory)
     if directory is None:
         return _go_on(Run(config, device), None, report)

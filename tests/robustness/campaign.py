@@ -196,7 +196,7 @@ def _status_of(case: Case) -> int:
     sys.argv = ["hopinterp", *case.words]
     if case.call is not None:  # as the command would
         call = case.call
-        cli.app = lambda **_: (call(), 0)[1]  # type: ignore[assignment]
+        vars(cli)["app"] = lambda **_: (call(), 0)[1]
     try:
         cli.main()
     except SystemExit as done:

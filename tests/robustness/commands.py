@@ -70,17 +70,13 @@ _HOPS = (
     " 1",
     "2," * 900,
 )
-_WORDS = tuple(word for word in values.WORDS if "\x00" not in word and "\ud800" not in word) + (
-    "\udcff",
-    "CPU",
-    "cuda",
-    "mps",
-    "auto:0",
-)
+_WORDS = (*(word for word in values.WORDS if "\x00" not in word and "\ud800" not in word), "\udcff", "cuda", "mps", "auto:0")
 
 # each command, small enough to be quick, and what it takes beside; options come in again behind, and the last one counts
 _MODEL = ("--sequences", "4")
-_TRAIN = "--preset quick --layers 1 --d-model 16 --heads 2 --letters 10 --max-hops 2 --batch 4 --steps 2".split()
+_SIZES = {name: value for name, value in samples.RUN.items() if name != "checkpoint_every"}
+_FLAGS = [word for name, value in _SIZES.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+_TRAIN = ("--preset", "quick", *_FLAGS)
 _BASES: dict[str, tuple[str, ...]] = {
     "eval": ("eval", "m", *_MODEL),
     "attention": ("attention", "m", "--hops", "2", *_MODEL),
@@ -281,7 +277,7 @@ def _furnish(place: Path) -> None:
 
 
 def _case(words: tuple[str, ...], what: str, must: str = "either", makes: tuple[str, ...] = ()) -> Case:
-    return Case(what, words, must=must, wrong=_is_json if "--json" in words else _said, makes=makes)  # type: ignore[arg-type]
+    return Case(what, words, must=must, wrong=_is_json if "--json" in words else _said, makes=makes)
 
 
 def _said(outcome: Outcome) -> str | None:
@@ -351,7 +347,7 @@ def _made_at(path: str, overwrite: bool) -> tuple[str, ...]:
         "closed/"
     )
     if there and not (plain == "m" and overwrite):
-        return ("closed/x",) if plain.startswith("closed/") else ()
+        return (plain,) if plain.startswith("closed/") else ()
     return (plain.split("/")[0],) if plain.split("/")[0] not in ("m", "run", "..") else ("m",) if plain == "m" else ()
 
 

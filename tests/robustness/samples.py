@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from torch import Tensor
 from hopinterp.models import store
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.spec import ModelSpec
+from hopinterp.progress import Progress
 from hopinterp.task import HopTask
 from hopinterp.theory.construction import Construction
 from hopinterp.training.config import TrainConfig
@@ -95,11 +97,11 @@ def imported(heads: int = HEADS) -> bytes:
         return (Path(folder) / "m" / "model.safetensors").read_bytes()
 
 
-def _in_a_process(work: object) -> None:
+def _in_a_process(work: Callable[[], object]) -> None:
     child = os.fork()
     if child == 0:
         try:
-            work()  # type: ignore[operator]
+            work()
         finally:
             os._exit(1)
     os.waitpid(child, 0)
@@ -110,8 +112,8 @@ def run() -> Files:
     """A run directory as a process that was killed at step 4 of 6 leaves it: its checkpoint is of step 3."""
     from hopinterp.training import loop
 
-    def stop(now: object) -> None:
-        if now.done >= 4:  # type: ignore[attr-defined]
+    def stop(now: Progress) -> None:
+        if now.done >= 4:
             os._exit(0)
 
     config = TrainConfig.preset("quick", **RUN, log_every=1, keep_every=2)

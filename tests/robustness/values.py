@@ -86,7 +86,7 @@ def text_of(rng: random.Random, tree: Any) -> bytes:
         (_LONG_NUMBER, lambda: "9" * rng.choice((20, 400, 4000, 5000))),
     ):
         if f'"{mark}"' in text:
-            text = text.replace(f'"{mark}"', filling())  # type: ignore[no-untyped-call]
+            text = text.replace(f'"{mark}"', filling())
     return text.replace(_TWICE, "").encode("utf-8", "surrogatepass")
 
 

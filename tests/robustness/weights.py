@@ -95,7 +95,7 @@ def _mutate_header(rng: random.Random, header: dict[str, Any]) -> tuple[Any, str
         odd = ([], [0], [2**62, 4], [*shape, 1], shape[::-1], [math.prod(shape)], [-1], [10**9, 10**9], [2**64], [0, 2**63])
         entry["shape"] = rng.choice(odd)
     elif kind == "offsets":
-        odd = (
+        places: tuple[list[int], ...] = (
             [0, 0],
             [end, start],
             [start, 2**63],
@@ -105,7 +105,7 @@ def _mutate_header(rng: random.Random, header: dict[str, Any]) -> tuple[Any, str
             [2**64, 2**64],
             [0, 2**40],
         )
-        entry["data_offsets"] = rng.choice(odd)
+        entry["data_offsets"] = rng.choice(places)
     elif kind == "offsets of another":
         entry["data_offsets"], other["data_offsets"] = other["data_offsets"], entry["data_offsets"]
     elif kind == "metadata":
