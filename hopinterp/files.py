@@ -166,7 +166,7 @@ def write_directory(target: Path, contents: Mapping[str, bytes], *, overwrite: b
                 temporary.rename(target)  # refused where something is
         _settle(target.parent)
     except (OSError, ValueError) as error:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             shutil.rmtree(temporary)
         for parent in made:  # empty, unless another process has written there
             with suppress(OSError):

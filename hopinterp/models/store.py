@@ -50,8 +50,20 @@ def save(
     data = safetensors.torch.save(parameters)
     versions = {name: version for name in _PACKAGES if (version := _version(name))}
     card = Card(fused.spec, task, made, errors or {}, versions, files.digest(data))
-    files.write_directory(target, {WEIGHTS: data, CARD: card.to_json().encode()}, overwrite=overwrite)
+    files.write_directory(target, {WEIGHTS: data, CARD: _text(card).encode()}, overwrite=overwrite)
     return card
+
+
+def _text(card: Card) -> str:
+    """A card as text. Raises HopInterpError where it could not be read back: `made` is no JSON, say."""
+    try:
+        text = card.to_json()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HopInterpError(
+            f"what is said of the model cannot be kept as JSON ({' '.join(str(error).split())[:120]})"
+        ) from None
+    Card.from_json(text)
+    return text
 
 
 def check_free(target: Path, overwrite: bool) -> None:

@@ -39,6 +39,10 @@ def generate(rng: random.Random, place: Path) -> Case:
         path.write_bytes(data)
     fine = path.is_file() and path.stat().st_size <= 2**20 and is_card(path.read_bytes())
     if words[0] == "models":
+        if rng.random() < 0.5:
+            name = rng.choice([word for word in values.WORDS if 0 < len(word) < 100 and not {*"/\x00\ud800"} & {*word}])
+            path.parent.rename(place / name)
+            what = f"{what}, named {name!r}"
         return Case(what, words, must="accept", wrong=_listed)
     return Case(what, words, must="either" if fine else "refuse", wrong=_answers if "--json" in words else _nothing)
 

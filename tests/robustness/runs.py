@@ -20,16 +20,8 @@ _FILES = ("checkpoint.pt", "config.json", "metrics.jsonl")
 
 
 _STEPS = ('"x"', "null", "-1", "1e400", "99", "true", "NaN", '2, "step": 3')
-_LINES = (
-    *(f'{{"step": {step}}}'.encode() for step in _STEPS),
-    b"",
-    b"{",
-    b"null",
-    b"3",
-    b"\xff\xfe",
-    b"[" * 100_000,
-    b"9" * 5000,
-)
+_LINES = tuple(f'{{"step": {step}}}'.encode() for step in _STEPS)
+_LINES += (b"", b"{", b"null", b"3", b"\xff\xfe", b"[" * 100_000, b"9" * 5000)
 
 
 def generate(rng: random.Random, place: Path) -> Case:

@@ -94,6 +94,9 @@ def mutate_json(rng: random.Random, data: bytes) -> tuple[bytes, str]:
     """JSON text with one thing changed: in what it says, or as text."""
     if rng.random() < 0.7:
         tree, what = mutate_tree(rng, json.loads(data))
+        if rng.random() < 0.2:  # a second change, or it may hide behind the first
+            tree, more = mutate_tree(rng, tree)
+            what = f"{what} and {more}"
         return text_of(rng, tree), what
     text = data.decode()
     ways: dict[str, Callable[[], bytes]] = {
