@@ -253,9 +253,21 @@ _PATHS = (
 def generate(rng: random.Random, place: Path) -> Case:
     """A command line in a folder with models, a run, a checkpoint, and things that are no files."""
     _furnish(place)
-    case = rng.choice(
-        (_numbers, _numbers, _numbers, _paths, _paths, _paths, _names, _choices, _shares, _contradiction, _sources)
-    )(rng)
+    ways = (
+        _numbers,
+        _numbers,
+        _numbers,
+        _paths,
+        _paths,
+        _paths,
+        _names,
+        _named,
+        _choices,
+        _shares,
+        _contradiction,
+        _sources,
+    )
+    case = rng.choice(ways)(rng)
     encoding = rng.choice(("utf-8", "utf-8", "utf-8", "ascii"))
     return Case(case.what, case.words, None, case.must, case.wrong, case.makes, (), encoding)
 
@@ -357,6 +369,25 @@ def _names(rng: random.Random) -> Case:
     first, _, *rest = _BASES[name]
     given = rng.choice((*_WORDS, *_PATHS, "depth99", "u", "m/", "./m"))
     return _case((first, given, *rest), f"name: {name} {given[:30]!r}", makes=_new(name))
+
+
+def _named(rng: random.Random) -> Case:
+    """A model whose name is odd, drawn, reported or listed."""
+    name = rng.choice(
+        [word for word in (*_WORDS, *_PATHS) if "/" not in word and 0 < len(os.fsencode(word)) < 200 and word[0] != "-"]
+    )
+    if not os.path.lexists(name):
+        samples.write(Path(name), samples.doubling())
+    first, _, *rest = _BASES[
+        kind := rng.choice(("eval", "attention", "patch", "transplant", "probe", "verify", "decompile", "models"))
+    ]
+    drawn = {"verify": ("--report", "f.html"), "models": ()}.get(
+        kind, ("--plot", rng.choice(("f.png", "f.svg", "f.pdf", "f.eps")))
+    )
+    given = "." if kind == "models" else f"./{name}"
+    return _case(
+        (first, given, *rest, *drawn), f"named: {kind} {name[:30]!r}", makes=("f.html", "f.png", "f.svg", "f.pdf", "f.eps")
+    )
 
 
 def _choices(rng: random.Random) -> Case:
