@@ -18,7 +18,7 @@ from hopinterp.training.config import TrainConfig
 
 from . import samples, values
 
-QUICK = {"cards": 60, "weights": 40, "checkpoints": 60, "runs": 20, "commands": 40, "records": 30}
+QUICK = {"cards": 40, "weights": 20, "checkpoints": 30, "runs": 12, "commands": 20, "records": 20}
 ROOT = Path(__file__).parents[2]
 
 
