@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -26,6 +27,20 @@ _YOUNG = 1.0  # seconds in which a new temporary may not have been locked yet
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+def digest(data: bytes) -> str:
+    """The SHA-256 of bytes, as 64 characters."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_digested(path: Path, wanted: str, by: str, most: int = LARGEST) -> bytes:
+    """A file's bytes, if they are those of which another file, `by`, keeps the digest. Raises HopInterpError otherwise, and
+    as `read_file`."""
+    data = read_file(path, most)
+    if (found := digest(data)) != wanted:
+        raise HopInterpError(f"{path} has sha256 {found[:12]}…; its {by} says {wanted!s:.12}…: it is damaged or changed")
+    return data
+
+
 def read_file(path: Path, most: int = LARGEST) -> bytes:
     """A regular file's bytes.
 
@@ -41,7 +56,7 @@ def read_file(path: Path, most: int = LARGEST) -> bytes:
                 raise HopInterpError(f"{path} is no regular file")
             if found.st_size > most:
                 raise HopInterpError(f"{path} has {found.st_size:,} bytes; at most {most:,} are read")
-            return file.read(most)
+            return file.read(found.st_size)  # Python makes room for all that is asked for
     except FileNotFoundError:
         raise HopInterpError(f"no file {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte
@@ -50,14 +65,14 @@ def read_file(path: Path, most: int = LARGEST) -> bytes:
 
 def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     """What a JSON file holds. Raises HopInterpError as `read_file`, and where it is no plain JSON: a key that comes twice,
-    nesting without end, or characters that no text can hold."""
+    nesting without end, NaN, or characters that no text can hold."""
     return parse_json(read_file(path, most), path)
 
 
 def parse_json(data: bytes, path: Path) -> Any:
     """What JSON text holds. Raises HopInterpError, which names the path, as `read_json`."""
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
         json.dumps(found, ensure_ascii=False).encode("utf-8")  # refuses half of a surrogate pair
     except RecursionError:
         raise HopInterpError(f"{path} is no plain JSON: it is nested too deeply") from None
@@ -72,6 +87,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.40} comes twice")
     return found
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"JSON has no {name}")
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -147,7 +166,7 @@ def write_directory(target: Path, contents: Mapping[str, bytes], *, overwrite: b
                 temporary.rename(target)  # refused where something is
         _settle(target.parent)
     except (OSError, ValueError) as error:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             shutil.rmtree(temporary)
         for parent in made:  # empty, unless another process has written there
             with suppress(OSError):

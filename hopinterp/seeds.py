@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 
-from hopinterp.errors import HopInterpError
+from hopinterp.whole import whole
 
 
 def seeded(seed: object, device: str | torch.device = "cpu") -> torch.Generator:
@@ -15,10 +13,9 @@ def seeded(seed: object, device: str | torch.device = "cpu") -> torch.Generator:
     Raises:
         HopInterpError: the seed is no whole number from 0 to 2^63 − 1.
     """
-    try:
-        number = -1 if isinstance(seed, bool) else operator.index(seed)  # type: ignore[arg-type]
-    except TypeError:
-        number = -1
-    if not 0 <= number < 2**63:
-        raise HopInterpError(f"seed is {seed!r:.40}; it must be a whole number from 0 to 2^63 − 1")
-    return torch.Generator(device).manual_seed(number)
+    return torch.Generator(device).manual_seed(whole("seed", seed, 0, 2**63 - 1))
+
+
+def check_seed(seed: object) -> None:
+    """Raise HopInterpError unless a seed leaves room for those that many stages make of it: it is one of 0 … 2^32 − 1."""
+    whole("seed", seed, 0, 2**32 - 1)

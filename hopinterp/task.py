@@ -15,6 +15,7 @@ from torch import Tensor
 from hopinterp.errors import HopInterpError
 from hopinterp.memory import require_memory
 from hopinterp.seeds import seeded
+from hopinterp.whole import whole
 
 Hops = SupportsIndex | Iterable[SupportsIndex]
 """Values of k: one whole number (NumPy's and xarray's among them) or several."""
@@ -110,8 +111,7 @@ class HopTask:
             HopInterpError: hops out of range, no sequences asked for, or no source of randomness; with `distinct`, no such
                 chain: two letters, or more hops than the sequence has room for.
         """
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise HopInterpError(f"batch_size is {batch_size!r:.40}; it must be a whole number of at least 1")
+        batch_size = whole("batch_size", batch_size, 1)
         # find^j of every position, and as much again while it is made
         require_memory(f"{batch_size:,} sequences", 16 * batch_size * self.n_positions * (self.max_hops + 1))
         if (seed is None) == (generator is None):
@@ -183,8 +183,9 @@ class HopTask:
             letters = cast(Letters, words)
         try:
             tensor = torch.as_tensor(letters)
-        except (ValueError, TypeError) as error:
-            raise HopInterpError(f"letters must be sequences of one length ({error})") from None
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise HopInterpError(f"letters must be sequences of one length, of whole numbers or words ({reason})") from None
         if (tensor.is_floating_point() and tensor.numel()) or tensor.ndim not in (1, 2):
             raise HopInterpError(
                 f"letters must be whole numbers, [n] or [batch, n]; got {tensor.dtype} {list(tensor.shape)}"
@@ -199,7 +200,10 @@ class HopTask:
         return number
 
     def _hop_counts(self, hops: SupportsIndex | Int[Tensor, " batch"], batch_size: int) -> Int[Tensor, " batch"]:
-        counts = torch.as_tensor(_number(hops))
+        try:
+            counts = torch.as_tensor(_number(hops))
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # as_tensor raises each of them
+            raise HopInterpError(f"hops is {hops!r:.40}; it is a whole number or one a sequence") from None
         whole = not counts.is_floating_point() and counts.dtype != torch.bool
         if not whole or counts.ndim > 1 or (counts.ndim == 1 and len(counts) != batch_size):
             raise HopInterpError(f"hops must be a whole number or one for each of {batch_size} sequences; got {hops!r}")

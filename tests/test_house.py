@@ -16,6 +16,7 @@ HOUSE = {
     "signals": (),
     "shown": (),
     "files": (),
+    "whole": (),
     "memory": (),
     "seeds": (),
     "task": (),

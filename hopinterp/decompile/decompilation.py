@@ -9,11 +9,11 @@ from typing import Any
 
 import safetensors.torch
 
-from hopinterp.decompile.kept import packed, unpacked
+from hopinterp.decompile.kept import check_shown, in_a_line, packed, unpacked
 from hopinterp.decompile.records import FORMAT, FOUND, TENSORS, Decompiled, percent, read_record, write_found
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import FAILED
-from hopinterp.files import read_file, read_json
+from hopinterp.files import read_digested, read_json
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.shown import Row, as_html, plain
 
@@ -132,14 +132,19 @@ def load_decompiled(directory: str | Path, model: ModelLike | None = None) -> De
     network = None if model is None else Subject.of(model).weights_for("a program's run").to("cpu")
     try:
         given = read_json(source / FOUND)
-        tensors = safetensors.torch.load(read_file(source / TENSORS))
         if given["format"] != FORMAT:
             raise HopInterpError("it was saved by another version")
+        tensors = safetensors.torch.load(read_digested(source / TENSORS, given["sha256"], FOUND))
         found = {int(k): read_record(one, int(k), tensors, network) for k, one in given["by_hops"].items()}
+        read: Decompiled | Decompilation
         if "one" in given:
-            return found[given["one"]]
-        return Decompilation(model=given["model"], by_hops=found, unsolved=unpacked(dict[int, float], given["unsolved"]))
+            read = found[given["one"]]
+        else:
+            unsolved_ks = unpacked(dict[int, float], given["unsolved"])
+            read = Decompilation(model=given["model"], by_hops=found, unsolved=unsolved_ks)
+        check_shown(read)
+        return read
     except HopInterpError as error:
         raise HopInterpError(f"{source} holds no decompiled model: {error}") from None
     except Exception as error:  # what is damaged fails in many ways
-        raise HopInterpError(f"{source} holds no decompiled model ({type(error).__name__}: {error})") from None
+        raise HopInterpError(f"{source} holds no decompiled model ({in_a_line(error)})") from None

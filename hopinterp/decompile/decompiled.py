@@ -20,7 +20,9 @@ from hopinterp.evidence.reading.behaviour import evaluate
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
+from hopinterp.seeds import check_seed
 from hopinterp.task import HopTask
+from hopinterp.whole import whole
 
 SHARES = {"routes": 0.3, "faithfulness": 1.0, "controls": 0.12, "tree": 0.5, "queries": 0.5}
 """Of `sequences`, how many each stage draws; every stage draws others. Of the controls each draw has so many."""
@@ -86,9 +88,10 @@ def decompile(
         HopInterpError: k out of range; a single k that the model does not solve; a model whose weights cannot be read; too
             few sequences.
     """
-    subject = Subject.of(model, task)
+    subject = Subject.asked(model, task)
     network = subject.weights_for("decompile").to("cpu")
     ks = _checked(task, hops, sequences)
+    check_seed(seed)
     single = hops is not None and not isinstance(hops, Iterable)
     done = _Steps(report, len(ks) * len(STAGES), Event())
     own = evaluate(network, task, ks, sequences=sequences // 2, seed=seed + _FRESH)
@@ -118,8 +121,7 @@ def _checked(task: HopTask, hops: object, sequences: int) -> list[int]:
         raise HopInterpError(
             "alphabet_size is 2: sequences alternate, and every hop can be guessed; decompile needs 3 letters"
         )
-    if sequences < LEAST:
-        raise HopInterpError(f"sequences is {sequences}; decompile needs at least {LEAST}")
+    whole("sequences", sequences, LEAST)
     return ks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import types
 from collections.abc import Mapping
@@ -72,3 +73,13 @@ def _plain(kind: Any, value: Any) -> Any:
 def _hints(kind: type) -> dict[str, Any]:
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def check_shown(found: Any) -> None:
+    """Show a record that was read from a file: one that cannot be shown is none, and raises whatever it does."""
+    _ = (str(found), found._repr_html_(), json.dumps(found.to_json()))
+
+
+def in_a_line(error: Exception) -> str:
+    """What went wrong in reading a record, for the end of a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -25,7 +25,7 @@ from hopinterp.decompile.queries import Queries
 from hopinterp.decompile.routes import Route, Routing, run_routed
 from hopinterp.decompile.writing import write_program
 from hopinterp.errors import HopInterpError
-from hopinterp.files import write_directory
+from hopinterp.files import digest, write_directory
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import HookFunction
 from hopinterp.shown import Row, as_html, plain
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ROUTED, TREE, WITHOUT, JOINT = 0.01, 0.05, 0.5, 0.10
 """A cell is explained where routed − own and the errors of tree and joint circuit are at most these, and the error without
 the tree at least that; fixed on constructed and untrained models before trained ones were looked at."""
-FOUND, TENSORS, FORMAT = "decompiled.json", "patterns.safetensors", 2
+FOUND, TENSORS, FORMAT = "decompiled.json", "patterns.safetensors", 3
 _NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 _MOST = 5  # derivations in one line
 
@@ -389,11 +389,12 @@ def write_found(target: Path, found: Mapping[int, Decompiled], more: Mapping[str
 def found_files(found: Mapping[int, Decompiled], more: Mapping[str, Any]) -> dict[str, bytes]:
     """What was found at some k as files of a directory, by name."""
     records = {str(k): _record(one) for k, one in found.items()}
-    text = json.dumps({"format": FORMAT, **more, "by_hops": records}, indent=1, allow_nan=False)
     tensors = {
         f"{k}.{name}": getattr(one.routing, name).contiguous() for k, one in found.items() for name in ("mean", "null_mean")
     }
-    return {FOUND: text.encode() + b"\n", TENSORS: safetensors.torch.save(tensors)}
+    data = safetensors.torch.save(tensors)
+    kept = {"format": FORMAT, **more, "sha256": digest(data), "by_hops": records}
+    return {FOUND: json.dumps(kept, indent=1, allow_nan=False).encode() + b"\n", TENSORS: data}
 
 
 def _record(one: Decompiled) -> dict[str, Any]:

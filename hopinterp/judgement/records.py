@@ -14,12 +14,12 @@ import xarray as xr
 
 from hopinterp.decompile.decompilation import Decompilation, load_decompiled
 from hopinterp.decompile.interventions import Rate
-from hopinterp.decompile.kept import unpacked
+from hopinterp.decompile.kept import check_shown, in_a_line, unpacked
 from hopinterp.decompile.records import Decompiled, found_files
 from hopinterp.decompile.transplants import BlockTransplants
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import SOLVED
-from hopinterp.files import read_file, read_json, write_directory
+from hopinterp.files import digest, read_digested, read_json, write_directory
 from hopinterp.judgement.laws import Pace
 from hopinterp.judgement.readings import Control, Resolved
 from hopinterp.judgement.rules import Answer
@@ -30,7 +30,7 @@ from hopinterp.task import HopTask
 from hopinterp.theory.hypotheses import NO_HYPOTHESES, claims, exact, named
 
 _JUDGEMENT = "judgement.json"
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -294,10 +294,11 @@ class Verdict:
         if target.exists():
             raise HopInterpError(f"{target} exists; a verdict is saved to a directory of its own")
         plain_fields = asdict(replace(self, evidence={}, program=None))
-        kept = {"evidence": list(self.evidence), "program": self.program is not None}
+        evidence = {kind: bytes(found.to_netcdf()) for kind, found in self.evidence.items()}
+        digests = {kind: digest(data) for kind, data in evidence.items()}
+        kept = {"evidence": digests, "program": self.program is not None}
         text = json.dumps({"format": _FORMAT, **finite(plain_fields), **kept}, indent=2, allow_nan=False)
-        files = {_JUDGEMENT: text.encode() + b"\n"}
-        files |= {f"{kind}.nc": bytes(found.to_netcdf()) for kind, found in self.evidence.items()}
+        files = {_JUDGEMENT: text.encode() + b"\n", **{f"{kind}.nc": data for kind, data in evidence.items()}}
         if self.program is not None:
             files |= found_files({self.hops: self.program}, {"one": self.hops})
         write_directory(target, files)
@@ -317,14 +318,20 @@ def load_verdict(directory: str | Path, model: ModelLike | None = None) -> Verdi
         given = read_json(source / _JUDGEMENT)
         if given.pop("format") != _FORMAT:
             raise HopInterpError("it was saved by another version")
-        evidence = {kind: xr.load_dataset(io.BytesIO(read_file(source / f"{kind}.nc"))) for kind in given.pop("evidence")}
+        evidence = {kind: _evidence(source, kind, sha256) for kind, sha256 in given.pop("evidence").items()}
         program = load_decompiled(source, model) if given.pop("program") else None
         assert not isinstance(program, Decompilation)
-        return Verdict(**_typed(given), evidence=evidence, program=program)
+        verdict = Verdict(**_typed(given), evidence=evidence, program=program)
+        check_shown(verdict)
+        return verdict
     except HopInterpError as error:
         raise HopInterpError(f"{source} holds no verdict: {error}") from None
     except Exception as error:  # what is damaged fails in many ways
-        raise HopInterpError(f"{source} holds no verdict ({type(error).__name__}: {error})") from None
+        raise HopInterpError(f"{source} holds no verdict ({in_a_line(error)})") from None
+
+
+def _evidence(source: Path, kind: str, sha256: str) -> xr.Dataset:
+    return xr.load_dataset(io.BytesIO(read_digested(source / f"{kind}.nc", sha256, _JUDGEMENT)))
 
 
 def _typed(given: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,10 @@ from hopinterp.judgement.records import Agreement, Capacity, Growth, Survey, Ver
 from hopinterp.judgement.rules import Decision, decide
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
+from hopinterp.seeds import check_seed
 from hopinterp.task import Hops, HopTask
 from hopinterp.theory.hypotheses import claims, exact, resolved
+from hopinterp.whole import whole
 
 WORST = 400
 """Chains without a repeat that every k is asked on at least, enough to say that k is solved there."""
@@ -54,6 +56,8 @@ def verify(
             of which only the answers can be had; or a `behaviour` without this k.
     """
     subject, k = _opened(model, task), _checked(task, task.hop_count(hops))[0]
+    whole("sequences", sequences, 1)
+    check_seed(seed)
     work, said = _Work(subject, task, sequences, seed), report or _silent
     total = 1 + len(STAGES) + len(KINDS)
     if behaviour is None:
@@ -83,6 +87,8 @@ def verify_all(
     """
     subject = _opened(model, task)
     ks = _checked(task, range(1, task.max_hops + 1) if hops is None else hops)
+    whole("sequences", sequences, 1)
+    check_seed(seed)
     work, said = _Work(subject, task, sequences, seed), report or _silent
     said(Progress("behaviour", 0, 1))
     behaviour = KINDS["behaviour"].gather(subject, task, max(ks), sequences, seed)
@@ -174,7 +180,7 @@ class _Work:
 
 def _opened(model: ModelLike, task: HopTask) -> Subject:
     """The subject, if it has blocks to look into."""
-    subject = Subject.of(model, task)
+    subject = Subject.asked(model, task)
     subject.require_blocks("verify")
     return subject
 

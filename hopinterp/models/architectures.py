@@ -28,6 +28,7 @@ from hopinterp.models.hooks import is_changed
 from hopinterp.models.spec import ModelSpec
 
 CLOSE = 1e-4  # of the largest logit, in float32: deep models with large weights round by some 1e-5
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _CHECKED = 24  # tokens of each of the two sequences on which a module and what was read of it must agree
 
 
@@ -196,7 +197,10 @@ def convert(architecture: Architecture, state: Mapping[str, Tensor], sizes: Mapp
             parameters[ours] = torch.zeros(shape, device=device)
         else:
             used.add(name := stored.name.format(layer=layer))
-            tensor = stored.read(state, layer, spec.n_heads, architecture.name).float()
+            tensor = stored.read(state, layer, spec.n_heads, architecture.name)
+            if tensor.dtype not in _FLOATING or tensor.is_meta:
+                raise HopInterpError(f"{name} is {tensor.dtype} on {tensor.device}; weights are floating-point numbers")
+            tensor = tensor.float()
             if tensor.shape != shape:
                 raise HopInterpError(f"{name} has shape {list(state[name].shape)}; as {ours} it must give {list(shape)}")
             parameters[ours] = tensor.contiguous()

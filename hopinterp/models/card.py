@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from hopinterp import files
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.spec import ModelSpec, check_fits
+from hopinterp.shown import finite
 from hopinterp.task import HopTask
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Card:
 
     def to_json(self) -> str:
         """The text of card.json."""
-        return json.dumps({"format": _FORMAT} | asdict(self), indent=2) + "\n"
+        return json.dumps(finite({"format": _FORMAT} | asdict(self)), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Card:
@@ -62,6 +62,8 @@ class Card:
         try:
             if given.pop("format") != _FORMAT:
                 raise HopInterpError(f"the card's format is not {_FORMAT}; it was written by another version")
+            if odd := given.keys() ^ {one.name for one in fields(cls)}:
+                raise ValueError(f"{min(odd)!r:.80} is missing, or is no field of a card")
             given["spec"] = ModelSpec.from_dict(given["spec"])
             if given["task"].keys() != {one.name for one in fields(HopTask)}:
                 raise ValueError("the task has other fields than a HopTask")
@@ -85,6 +87,8 @@ class Card:
         for name in ("errors", "low", "high"):
             for k, value in self.errors.get(name, {}).items():
                 self.task.check_hops(int(k))
+                if str(int(k)) != k:
+                    raise ValueError(f"errors.{name} has {k!r:.40}, which is no k")
                 if value is not None and (
                     isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value > 1
                 ):
@@ -150,12 +154,7 @@ def read_card(directory: Path) -> Card:
 
 def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
     numbers = sum(math.prod(shape) for shape in card.spec.parameter_shapes().values())
-    data = files.read_file(path, 4 * numbers + _LARGEST_HEADER)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != card.sha256:
-        raise HopInterpError(
-            f"{path} has sha256 {digest[:12]}…; its card says {card.sha256[:12]}…: it is damaged or changed"
-        )
+    data = files.read_digested(path, card.sha256, "card", 4 * numbers + _LARGEST_HEADER)
     try:
         parameters = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:

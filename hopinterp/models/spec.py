@@ -228,8 +228,8 @@ class ModelSpec:
                 parameters[name] = torch.empty(shape).normal_(0.0, width, generator=generator)
         return parameters
 
-    def check_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        """Raise HopInterpError unless names, shapes, dtype and finiteness are right, in that order."""
+    def check_shapes(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise HopInterpError unless there is a tensor of the right shape under every name, and no other."""
         shapes = self.parameter_shapes()
         missing, foreign = shapes.keys() - parameters.keys(), parameters.keys() - shapes.keys()
         if missing or foreign:
@@ -239,6 +239,13 @@ class ModelSpec:
             tensor = parameters[name]
             if tuple(tensor.shape) != shape:
                 raise HopInterpError(f"{name} has shape {list(tensor.shape)}; the spec wants {list(shape)}")
+
+    def check_parameters(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise HopInterpError unless names, shapes, dtype and finiteness are right, in that order."""
+        self.check_shapes(parameters)
+        shapes = self.parameter_shapes()
+        for name in shapes:
+            tensor = parameters[name]
             if tensor.dtype != torch.float32:
                 raise HopInterpError(f"{name} is {tensor.dtype}; weights are torch.float32")
             if not tensor.isfinite().all():

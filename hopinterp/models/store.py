@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from importlib import metadata
@@ -43,16 +42,28 @@ def save(
         HopInterpError: the directory exists (unless `overwrite`), cannot be written, or the model cannot be described
             by a ModelSpec or read this task.
     """
-    fused = Subject.of(model, task).weights_for("saving")
+    fused = Subject.asked(model, task).weights_for("saving")
     target = Path(directory)
     check_free(target, overwrite)
     parameters = {name: p.detach().cpu().contiguous() for name, p in fused.parameters.items()}
     fused.spec.check_parameters(parameters)
     data = safetensors.torch.save(parameters)
     versions = {name: version for name in _PACKAGES if (version := _version(name))}
-    card = Card(fused.spec, task, made, errors or {}, versions, hashlib.sha256(data).hexdigest())
-    files.write_directory(target, {WEIGHTS: data, CARD: card.to_json().encode()}, overwrite=overwrite)
+    card = Card(fused.spec, task, made, errors or {}, versions, files.digest(data))
+    files.write_directory(target, {WEIGHTS: data, CARD: _text(card).encode()}, overwrite=overwrite)
     return card
+
+
+def _text(card: Card) -> str:
+    """A card as text. Raises HopInterpError where it could not be read back: `made` is no JSON, say."""
+    try:
+        text = card.to_json()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HopInterpError(
+            f"what is said of the model cannot be kept as JSON ({' '.join(str(error).split())[:120]})"
+        ) from None
+    Card.from_json(text)
+    return text
 
 
 def check_free(target: Path, overwrite: bool) -> None:

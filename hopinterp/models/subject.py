@@ -85,6 +85,14 @@ class Subject:
         weights = None if found.plain is None or _is_hooked(found.model) else found.plain
         return cls(found.model, weights, legible(name or found.name), found.plain, found.config)
 
+    @classmethod
+    def asked(cls, model: ModelLike, task: HopTask) -> Subject:
+        """The subject of a model that is asked a task. Raises HopInterpError as `of`, and where no task is given."""
+        found = cls.of(model, task)
+        if task is None:
+            raise HopInterpError("the task is None; it must be a HopTask: the order is (model, task)")
+        return found
+
     @property
     def sizes(self) -> Any:
         """n_layers, n_heads, d_model, d_head, d_mlp, n_ctx, d_vocab, attn_only, normalization_type.
@@ -258,6 +266,8 @@ _KINDS = (
 def _checked(found: Subject) -> Subject:
     """A subject whose numbers can be reckoned with. Raises HopInterpError where they are NaN, halves, or nowhere."""
     named = found.plain.parameters if found.plain is not None else {}
+    if isinstance(found.model, FusedTransformer):
+        found.model.spec.check_shapes(found.model.parameters)
     if isinstance(found.model, nn.Module):
         named = dict(found.model.named_parameters())
     for name, parameter in named.items():
@@ -343,3 +353,5 @@ def _check_function(given: Callable[..., Any], task: HopTask | None) -> None:
         )
     if task is not None and logits.shape[2] < task.d_vocab:
         raise HopInterpError(f"the task needs {task.d_vocab} tokens; {what} gives logits of {logits.shape[2]}")
+    if logits.isnan().any():
+        raise HopInterpError(f"{what} gives NaN for tokens")

@@ -23,9 +23,9 @@ class _Range(NamedTuple):
     allows: Callable[[Any], bool]
 
 
-_ONE_OR_MORE = _Range("at least 1", lambda value: value >= 1)
-_NEVER_OR_EVERY = _Range("0 (never) or more", lambda value: value >= 0)
-_COUNT = _Range("at least 0", lambda value: value >= 0)
+_ONE_OR_MORE = _Range("from 1 to 10^9", lambda value: 1 <= value <= 10**9)
+_NEVER_OR_EVERY = _Range("from 0 (never) to 10^9", lambda value: 0 <= value <= 10**9)
+_COUNT = _Range("from 0 to 10^9", lambda value: 0 <= value <= 10**9)
 _ABOVE_0 = _Range("above 0", lambda value: 0 < value < float("inf"))
 _FINITE = _Range("0 or more", lambda value: 0 <= value < float("inf"))
 _SHARE = _Range("at least 0 and under 1", lambda value: 0 <= value < 1)

@@ -62,6 +62,8 @@ def train(
     Raises:
         HopInterpError: the directory exists or cannot be written, or the run diverges.
     """
+    if not isinstance(config, TrainConfig):
+        raise HopInterpError(f"a {type(config).__name__} is no plan: train takes a TrainConfig")
     require_memory("a model and batches of these sizes", config.memory)
     if directory is None:
         return _go_on(Run(config, device), None, report)
@@ -115,6 +117,7 @@ def resume(
     directory = Path(directory)
     config = read_config(directory)
     require_memory("a model and batches of these sizes", config.memory)
+    _check_places(directory)
     with alone_in(directory, "training"):
         run = _last(config, directory, device)
         forget_after(directory / METRICS, run.step)
@@ -122,6 +125,16 @@ def resume(
         for place in (directory, directory / SERIES):
             clear_leftovers(place)
         return _go_on(run, directory, report)
+
+
+def _check_places(directory: Path) -> None:
+    """Raise HopInterpError where a run that goes on could not write all that it will, or not in its own directory."""
+    for place in (directory / SERIES, directory / "tensorboard"):
+        if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+            raise HopInterpError(f"{place} is a symbolic link or no directory; a run writes in its own directory alone")
+    series = [path for path in (directory / SERIES).glob("*") if not leftover(path)]
+    for model in (directory / MODEL, *sorted(series)):
+        store.check_free(model, overwrite=True)
 
 
 def _last(config: TrainConfig, directory: Path, device: str | torch.device | None) -> Run:
@@ -135,7 +148,7 @@ def _last(config: TrainConfig, directory: Path, device: str | torch.device | Non
     except HopInterpError:
         raise
     except Exception as error:  # one that was made by hand, its digest too
-        reason = f"({type(error).__name__}); the run cannot go on from it"
+        reason = f"({type(error).__name__}: {error}); the run cannot go on from it"
         raise HopInterpError(f"{directory / CHECKPOINT} is damaged {reason}") from None
     return run
 

@@ -102,7 +102,12 @@ class Run:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state. Sums depend on the number of threads, so that is restored as well."""
+        """Go back to a state. Sums depend on the number of threads, so that is restored as well.
+
+        Raises:
+            ValueError: it is not of the form that `state` gives.
+        """
+        _check_state(state, self)
         torch.set_num_threads(state["threads"])
         with torch.no_grad():
             for name, matrix in self.matrices.items():
@@ -113,6 +118,46 @@ class Run:
         self.generator.set_state(state["generator"])
         self.dropout.set_state(state["dropout"])
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+
+
+def _check_state(state: Mapping[str, Any], run: Run) -> None:
+    """Raise ValueError unless a state has the fields, kinds and shapes of this run's, and steps that it can have."""
+    wanted = {name: value for name, value in run.state().items() if name != "optimizers"}
+    _check_alike({name: state.get(name) for name in wanted}, wanted, "the state")
+    counts = (("step", 0, run.config.steps), ("tokens", 0, 2**63), ("threads", 1, 2**16))
+    if wrong := [name for name, least, most in counts if not least <= state[name] <= most]:
+        raise ValueError(f"{wrong[0]} is {state[wrong[0]]}")
+    if not 0 <= state["seconds"] < float("inf") or not 0 <= state["curriculum"]["largest"] <= run.config.max_hops:
+        raise ValueError("its seconds or its hops are out of range")
+    for found, optimizer in zip(state["optimizers"], run.optimizers, strict=True):
+        _check_alike(found.get("param_groups"), optimizer.state_dict()["param_groups"], "param_groups")
+        shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+        if found.keys() != {"state", "param_groups"} or not {*found["state"]} <= {*range(len(shapes))}:
+            raise ValueError("the optimizer's state has other fields")
+        for index, kept in found["state"].items():
+            for name, value in kept.items():
+                if not isinstance(value, Tensor) or value.shape not in (shapes[index], ()) or value.dtype != torch.float32:
+                    raise ValueError(f"{name} of the optimizer is none of its tensors")
+
+
+def _check_alike(found: Any, wanted: Any, where: str) -> None:
+    """Raise ValueError unless nested values have the same keys, lengths, types, shapes and dtypes."""
+    if wanted is None:
+        return
+    if isinstance(wanted, bool | int | float | str) and type(found) is type(wanted):
+        return
+    if isinstance(wanted, Tensor) and isinstance(found, Tensor):
+        if found.shape == wanted.shape and found.dtype == wanted.dtype:
+            return
+    elif isinstance(wanted, dict) and isinstance(found, dict) and found.keys() == wanted.keys():
+        for name, value in wanted.items():
+            _check_alike(found[name], value, f"{where}'s {name}")
+        return
+    elif isinstance(wanted, list | tuple) and isinstance(found, list | tuple) and len(found) == len(wanted):
+        for one, other in zip(found, wanted, strict=True):
+            _check_alike(one, other, where)
+        return
+    raise ValueError(f"{where} is not what a run has")
 
 
 def _optimizers(config: TrainConfig, matrices: Mapping[str, Tensor]) -> list[torch.optim.Optimizer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from hopinterp.evidence.reading.behaviour import SOLVED
 from hopinterp.files import check_file_target, write_file
 from hopinterp.theory.hypotheses import exact
 from hopinterp.views.style import FAMILY_INK, INKS, style
+
+# it remarks, once a figure, that it draws what is half transparent opaque
+logging.getLogger("matplotlib.backends.backend_ps").setLevel(logging.ERROR)
 
 _RIM = [withStroke(linewidth=2.6, foreground="black")]  # a white mark shows on bright cells too
 

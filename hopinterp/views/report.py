@@ -93,7 +93,7 @@ def report(
     """
     many = isinstance(found, Survey)
     verdicts = list(found.verdicts.values()) if isinstance(found, Survey) else [found]
-    example = None if model is None or task is None else _read_example(verdicts, Subject.of(model, task), task)
+    example = None if model is None or task is None else _read_example(verdicts, Subject.asked(model, task), task)
     behaviour, name = verdicts[0].evidence["behaviour"], name or found.model or "this model"
     context = {
         "name": name,

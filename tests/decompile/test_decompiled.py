@@ -233,7 +233,7 @@ def test_a_bar_that_is_missed_is_named(found):
 
 @pytest.mark.parametrize(
     ("hops", "sequences", "words"),
-    [(0, 30, "hop_0 is the input itself"), (9, 30, "this task has 0 to 5"), (4, 5, "decompile needs at least 20")],
+    [(0, 30, "hop_0 is the input itself"), (9, 30, "this task has 0 to 5"), (4, 5, "of at least 20")],
 )
 def test_what_cannot_be_decompiled_is_refused(made, hops, sequences, words):
     with pytest.raises(HopInterpError, match=words):

@@ -140,7 +140,7 @@ def ablate(
         HopInterpError: k or a kind that does not exist.
         RuntimeError: an ablation changed nothing, though the part says something else on these sequences.
     """
-    subject, hops = in_one_pass(Subject.of(model, task)), task.hop_count(hops)
+    subject, hops = in_one_pass(Subject.asked(model, task)), task.hop_count(hops)
     if not kinds or (foreign := set(kinds) - set(KINDS)):
         raise HopInterpError(f"kinds are {', '.join(sorted(foreign)) if kinds else 'none'}; they are {', '.join(KINDS)}")
     generator = seeded(seed)

@@ -71,7 +71,7 @@ def patch(
         HopInterpError: a setting out of range, or a site that the model lacks.
         RuntimeError: a patch changed nothing where the two runs differ.
     """
-    subject = Subject.of(model, task)
+    subject = Subject.asked(model, task)
     found_site = subject.site(site)
     fast = subject.weights is not None and site in (*RESID_SITES, "z") and by != "all" and not by_hooks
     runs = (SweptRuns if fast else PairedRuns).of(subject, task, hops, seed, by, direction, **settings)

@@ -165,7 +165,7 @@ def direct_logit_attribution(
     Raises:
         HopInterpError: a setting out of range, or a model whose weights cannot be used (its hooks or its last norm).
     """
-    subject = Subject.of(model, task)
+    subject = Subject.asked(model, task)
     weights = subject.weights_for("direct logit attribution")
     pairs = choose_pairs(task, hops, seed, **settings).to(subject.device)
     rows = torch.arange(len(pairs), device=subject.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from hopinterp.errors import HopInterpError
 from hopinterp.seeds import seeded
 from hopinterp.task import Batch, HopTask
+from hopinterp.whole import whole
 
 Kind = Literal["resample", "one-link"]
 _ROUNDS = 200  # of drawing, before a request counts as one that cannot be met
@@ -197,8 +198,7 @@ def choose_pairs(
 def _check(task: HopTask, hops: int, sequences: int, kind: str, link: int | None, position: int | None) -> None:
     if kind not in get_args(Kind):
         raise HopInterpError(f"pairs are {kind!r}; they are {' or '.join(get_args(Kind))}")
-    if sequences < 1:
-        raise HopInterpError(f"sequences is {sequences}; at least one pair is needed")
+    whole("sequences", sequences, 1)
     if link is not None and (kind != "one-link" or not 1 <= link <= hops):
         raise HopInterpError(f"link is {link}; it is for one-link pairs, from 1 to k = {hops}")
     if kind == "one-link" and hops < 1:

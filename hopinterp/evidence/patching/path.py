@@ -66,7 +66,7 @@ def path_patch(
     """
     if into not in get_args(Input):
         raise HopInterpError(f"into is {into!r}; it is q, k or v")
-    subject = Subject.of(model, task)
+    subject = Subject.asked(model, task)
     weights = subject.weights_for("path patching")
     froms, tos = (_heads(subject, given) for given in (senders, receivers))
     runs = PairedRuns.of(subject, task, hops, seed, direction=direction, **PairSettings(sequences=50) | settings)

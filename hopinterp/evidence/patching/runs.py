@@ -65,7 +65,7 @@ class PairedRuns:
         **given: Unpack[PairSettings],
     ) -> PairedRuns:
         """The runs of a model on the pairs that are asked for; noising along the chain by default, denoising otherwise."""
-        subject = in_one_pass(Subject.of(model, task))
+        subject = in_one_pass(Subject.asked(model, task))
         pairs = choose_pairs(task, hops, seed, **given, lined_up=by == "position").to(subject.device)
         return cls(subject, pairs, direction or ("noising" if by == "chain" else "denoising"))
 

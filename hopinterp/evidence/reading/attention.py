@@ -49,7 +49,7 @@ def align(
     Raises:
         HopInterpError: k out of range, or no sequences.
     """
-    subject, ks = Subject.of(model, task), task.hop_counts(hops)
+    subject, ks = Subject.asked(model, task), task.hop_counts(hops)
     batch = task.sample(sequences, hops=0, seed=seed, device=subject.device)
     names = [pattern(layer) for layer in subject.layers()]
     advance = counted("reading attention", len(ks) * len(batch.tokens.split(_BATCH)), report)

@@ -59,7 +59,7 @@ def evaluate(
     Raises:
         HopInterpError: k out of range, too few sequences, or dropout asked of a model that runs by its hooks only.
     """
-    subject = Subject.of(model, task)
+    subject = Subject.asked(model, task)
     ks = task.hop_counts(range(1, task.max_hops + 1) or [0]) if hops is None else task.hop_counts(hops)
     if dropout:
         subject.weights_for("dropout")
@@ -134,7 +134,13 @@ def _answers(
     def logits(part: Int[Tensor, "row position"]) -> Tensor:
         return subject.weights_for("dropout")(part, dropout=dropout, generator=generator) if dropout else subject(part)
 
-    return torch.cat([logits(part).argmax(-1) for part in tokens.split(_BATCH)])
+    def answers(part: Int[Tensor, "row position"]) -> Int[Tensor, "row position"]:
+        best, answer = logits(part).max(-1)  # NaN where any is
+        if best.isnan().any():
+            raise HopInterpError("the model's logits are NaN: its numbers are too large to be reckoned with")
+        return answer
+
+    return torch.cat([answers(part) for part in tokens.split(_BATCH)])
 
 
 def capacity(found: xr.Dataset, *, distinct: bool = False) -> int | None:
@@ -173,5 +179,5 @@ def error_table(found: xr.Dataset) -> dict[str, Any]:
 
 
 def solved_by(table: Mapping[str, Any]) -> list[int]:
-    """Every k that a table as `error_table` makes it shows solved."""
-    return sorted(int(k) for k, high in table.get("high", {}).items() if high <= SOLVED)
+    """Every k that a table as `error_table` makes it, or as a card keeps it (undefined numbers are None), shows solved."""
+    return sorted(int(k) for k, high in table.get("high", {}).items() if high is not None and high <= SOLVED)

@@ -108,7 +108,7 @@ def probe(
     Raises:
         HopInterpError: k, the furthest hop or a layer out of range.
     """
-    subject, hops = Subject.of(model, task), task.hop_count(hops)
+    subject, hops = Subject.asked(model, task), task.hop_count(hops)
     last = task.max_hops if furthest is None else task.hop_count(furthest)
     chosen, readout = subject.layers(layers), _Readout.of(task, target, method, last)
     generator = seeded(seed)

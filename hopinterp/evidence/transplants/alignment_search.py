@@ -24,7 +24,7 @@ from hopinterp.evidence.transplants.pairs import MatchedPairs
 from hopinterp.models.fused import FusedTransformer, Residual
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Advance, Report, counted
-from hopinterp.seeds import seeded
+from hopinterp.seeds import check_seed, seeded
 from hopinterp.task import HopTask
 from hopinterp.theory.predictions import FAMILIES, predicted
 
@@ -78,8 +78,9 @@ def transplant_subspaces(
     Raises:
         HopInterpError: a model whose weights cannot be used; layer, hop, family, or a dimension out of range.
     """
-    subject, hops = Subject.of(model, task), task.hop_count(hops)
+    subject, hops = Subject.asked(model, task), task.hop_count(hops)
     weights = subject.weights_for("a search for subspaces")
+    check_seed(seed)
     asked = _Asked(subject.layers(layer)[0], hops, family, hop, tuple(dimensions), steps, seed)
     asked.check(weights.spec.d_model)
     train = MatchedPairs.draw(task, hops, train_sequences, match, seed + 1, subject.device)

@@ -111,7 +111,7 @@ def transplant(
         HopInterpError: k or a layer out of range, an unknown match, no position that counts, or a site at which the two
             runs do not differ.
     """
-    subject, hops = Subject.of(model, task), task.hop_count(hops)
+    subject, hops = Subject.asked(model, task), task.hop_count(hops)
     blocks = subject.layers(layers)
     pairs = MatchedPairs.draw(task, hops, sequences, match, seed, subject.device)
     if not pairs.counted.any():

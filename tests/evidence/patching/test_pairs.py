@@ -89,7 +89,7 @@ def test_same_seed_same_pairs_and_a_given_position(task):
         ({"kind": "one-link", "hops": 0}, "no link to change"),
         ({"position": 99}, "1 to 98"),
         ({"position": 4}, "turned up"),
-        ({"sequences": 0}, "at least one pair"),
+        ({"sequences": 0}, "of at least 1"),
     ],
 )
 def test_bad_requests(refuses, task, settings, message):
