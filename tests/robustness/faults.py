@@ -20,6 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -294,12 +295,13 @@ def _gpt2(path: str) -> None:
     torch.save(transformers.GPT2Model(config).state_dict(), path)
 
 
-TASKS["gpt2"] = _gpt2
+TASKS |= {"gpt2": _gpt2, "nothing": lambda: None}
 
 
 def _import_all() -> None:
     import torch
-    import typer.rich_utils  # noqa: F401
+    import typer
+    import typer.rich_utils
 
     torch.set_num_threads(1)
 
@@ -312,8 +314,10 @@ def _import_all() -> None:
     import hopinterp.views.programs
     import hopinterp.views.report
     import hopinterp.views.statements  # noqa: F401
-    from hopinterp import cli  # noqa: F401
+    from hopinterp import cli
 
+    typer.main.get_command = cache(typer.main.get_command)  # the parser is made once, not by each command anew
+    typer.main.get_command(cli.app)
 
 def _serve() -> None:
     _import_all()
