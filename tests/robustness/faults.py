@@ -236,7 +236,7 @@ class Server:
     def __post_init__(self) -> None:
         words = [sys.executable, "-m", "tests.robustness.faults"]
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        settings = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONDONTWRITEBYTECODE": "1"}
+        settings = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "CUDA_VISIBLE_DEVICES": ""}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(words, cwd=ROOT, env=settings, start_new_session=True, **pipes)
 
@@ -317,7 +317,21 @@ def _import_all() -> None:
     from hopinterp import cli
 
     typer.main.get_command = cache(typer.main.get_command)  # the parser is made once, not by each command anew
-    typer.main.get_command(cli.app)
+    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):
+        made = ("construct", "--hops", "1", "--algorithm", "sequential", "--letters", "12", "--alphabet", "3", "--max-hops", "2")
+        size = ("--layers", "1", "--d-model", "8", "--heads", "1", "--letters", "6", "--alphabet", "3", "--max-hops", "1")
+        plan = ("--steps", "2", "--batch", "2", "--threads", "1")
+        # what else is imported, and compiled, on the way
+        for words in (
+            (*made, "--out", f"{place}/m"),
+            ("train", *size, *plan, "--out", f"{place}/r"),
+            *(("eval", f"{place}/m", "--sequences", "2", "--plot", f"{place}/p.{kind}") for kind in ("png", "svg", "pdf", "jpg")),
+        ):
+            sys.argv = ["hopinterp", *words]
+            with contextlib.suppress(SystemExit):
+                cli.main()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 def _serve() -> None:
     _import_all()
