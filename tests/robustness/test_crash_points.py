@@ -256,7 +256,7 @@ def training(request, server, tmp_path_factory):
     template.mkdir()
     if request.param == "new":
         return Trained(server, (*TRAIN, "--out", "r"), template)
-    done = server.run(*TRAIN, "--out", "r", cwd=template, fault=Fault(38, "kill"))
+    done = server.run(*TRAIN, "--out", "r", cwd=template, fault=Fault(30, "kill"))
     assert done.status == -9
     assert checkpoint_step(template) == 2
     (template / "r" / "metrics.jsonl").write_text("{}\n" + (template / "r" / "metrics.jsonl").read_text())
