@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -314,11 +315,16 @@ def alone_in(directory: Path, doing: str = "working") -> Iterator[None]:
 
 @contextmanager
 def _held(handle: int, *, wait: bool = False) -> Iterator[None]:
-    """A lock on an open file; it goes when that is closed. Raises BlockingIOError where another process has it."""
+    """A lock on an open file; it goes when that is closed. Raises BlockingIOError where another process has it. A disk that
+    knows no locks, as a cluster's may, is written to without."""
     if sys.platform != "win32":  # which has no flock
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
     yield
 
 

@@ -74,7 +74,7 @@ def train(
 
 @contextmanager
 def _new(directory: Path) -> Iterator[None]:
-    """A new run's directory, for this process alone. Raises HopInterpError where there is a run already, or cannot be one."""
+    """A new run's directory, for this process alone. Raises HopInterpError where there is a run, or cannot be one."""
     with ExitStack() as held:
         try:
             held.enter_context(making(directory))

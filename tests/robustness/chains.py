@@ -17,7 +17,20 @@ from pathlib import Path
 from .faults import Server, server
 
 SIZES = ("--layers", 1, "--d-model", 8, "--heads", 1, "--letters", 6, "--alphabet", 3, "--max-hops", 1, "--batch", 2)
-TRAIN = ("train", *SIZES, "--steps", 250, "--checkpoint-every", 20, "--log-every", 7, "--keep-every", 50, "--eval-every", 100)
+TRAIN: tuple[object, ...] = (
+    "train",
+    *SIZES,
+    "--steps",
+    250,
+    "--checkpoint-every",
+    20,
+    "--log-every",
+    7,
+    "--keep-every",
+    50,
+    "--eval-every",
+    100,
+)
 TRAIN += ("--threads", 1)
 
 
@@ -83,7 +96,10 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as place:
                 found = chain(made, Path(place), seed)
             identical, kills = identical + found.identical, kills + len(found.kills)
-            print(f"seed {seed}: {'identical' if found.identical else 'DIFFERENT'} after {', '.join(found.kills)} {found.left}", flush=True)
+            print(
+                f"seed {seed}: {'identical' if found.identical else 'DIFFERENT'} after {', '.join(found.kills)}",
+                flush=True,
+            )
     print(f"{identical} of {asked.count} identical, {kills} kills")
     sys.exit(identical != asked.count)
 

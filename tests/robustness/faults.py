@@ -1,6 +1,6 @@
 """Commands in processes of their own, forked where everything is imported already; and disks that fail at a chosen call.
 
-`python -m tests.robustness.faults` is the process that they are forked from: it reads a request a line and answers in a line.
+`python -m tests.robustness.faults` is what they are forked from: it reads a request a line and answers in a line.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class Disk:
             self.meets("fsync", handle)
             real_fsync(handle)
 
-        os.open, os.close, os.fsync = open_, close, fsync
+        for name, call in (("open", open_), ("close", close), ("fsync", fsync)):
+            setattr(os, name, call)
         builtins.open = io.open = self._opener(builtins.open)
 
     def _place(self, path: Any, dir_fd: int | None) -> str:
@@ -318,20 +319,36 @@ def _import_all() -> None:
 
     typer.main.get_command = cache(typer.main.get_command)  # the parser is made once, not by each command anew
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):
-        made = ("construct", "--hops", "1", "--algorithm", "sequential", "--letters", "12", "--alphabet", "3", "--max-hops", "2")
+        made = (
+            "construct",
+            "--hops",
+            "1",
+            "--algorithm",
+            "sequential",
+            "--letters",
+            "12",
+            "--alphabet",
+            "3",
+            "--max-hops",
+            "2",
+        )
         size = ("--layers", "1", "--d-model", "8", "--heads", "1", "--letters", "6", "--alphabet", "3", "--max-hops", "1")
         plan = ("--steps", "2", "--batch", "2", "--threads", "1")
         # what else is imported, and compiled, on the way
         for words in (
             (*made, "--out", f"{place}/m"),
             ("train", *size, *plan, "--out", f"{place}/r"),
-            *(("eval", f"{place}/m", "--sequences", "2", "--plot", f"{place}/p.{kind}") for kind in ("png", "svg", "pdf", "jpg")),
+            *(
+                ("eval", f"{place}/m", "--sequences", "2", "--plot", f"{place}/p.{kind}")
+                for kind in ("png", "svg", "pdf", "jpg")
+            ),
         ):
             sys.argv = ["hopinterp", *words]
             with contextlib.suppress(SystemExit):
                 cli.main()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
 
 def _serve() -> None:
     _import_all()
@@ -380,7 +397,7 @@ def _child(request: Request, place: Path, known: _Known) -> None:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(encoding=request.encoding)  # type: ignore[union-attr]
+            stream.reconfigure(encoding=request.encoding)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for name in request.ignored:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -473,7 +490,7 @@ def _go_offline() -> None:
         os._exit(99)
 
     socket.socket.connect = socket.socket.connect_ex = refuse  # type: ignore[assignment,method-assign]
-    socket.getaddrinfo = socket.gethostbyname = no_names  # type: ignore[assignment]
+    socket.getaddrinfo = socket.gethostbyname = no_names
 
 
 if __name__ == "__main__":

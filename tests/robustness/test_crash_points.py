@@ -1,4 +1,4 @@
-"""Each command, with every single call that changes the disk failing or being the last: the old or the new state, never another."""
+"""Each command, each call that changes the disk failing or being the last: the old or the new state, never another."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ TASK = ("--letters", 12, "--alphabet", 3, "--max-hops", 2)
 CONSTRUCT = ("construct", *TASK, "--hops", 1, "--algorithm", "sequential", "--out", "m")
 OTHER = ("construct", *TASK, "--hops", 2, "--algorithm", "sequential", "--out", "m")
 EVAL = ("eval", "m", "--sequences", 2, "--plot")
-TRAIN = ("train", "--layers", 1, "--d-model", 8, "--heads", 1, "--letters", 6, "--alphabet", 3, "--max-hops", 1)
+TRAIN: tuple = ("train", "--layers", 1, "--d-model", 8, "--heads", 1, "--letters", 6, "--alphabet", 3, "--max-hops", 1)
 TRAIN += ("--steps", 6, "--batch", 2, "--checkpoint-every", 2, "--log-every", 3, "--keep-every", 3, "--eval-every", 3)
 TRAIN += ("--threads", 1)
 
@@ -114,7 +114,7 @@ class Tried:
         return self.server.run(*self.case.words, cwd=where, quick=self.case.quick, **settings)
 
     def points(self, how: str) -> range:
-        """The calls at which one kind of fault is tried: every one, of commands whose writing is that of others one in three."""
+        """The calls at which one kind of fault is tried: every one, or one in three where the writing is that of others."""
         kinds = (*ERRORS, *STOPS)
         thorough = how == "kill" or self.case.thorough or "HOPINTERP_LONG" in os.environ
         return range(0 if thorough else kinds.index(how) % 3, len(self.calls), 1 if thorough else 3)
@@ -188,7 +188,9 @@ def test_failing_at_any_call(tried, how):
         else:
             assert "nothing was written" in done.err or "cannot" in done.err
             assert how == "read-only" or after == tried.old, (at, tried.calls[at], done.err)
-            assert {name for name, digest in after.items() if digest} == {name for name, digest in tried.old.items() if digest}
+            assert {name for name, digest in after.items() if digest} == {
+                name for name, digest in tried.old.items() if digest
+            }
         if how == "full":
             assert not leftovers(where), (at, tried.calls[at])
         tried.goes_on(where)
@@ -201,7 +203,10 @@ def test_stopped_at_any_call(tried, how):
         if tried.case.words[0].startswith(":"):
             assert done.status in (-15, 1)  # Python's own end: not the command's
         elif done.status:
-            assert one_line(done, STOPS[how]).rstrip() == f"hopinterp: {'interrupted' if how == 'SIGINT' else 'stopped by SIGTERM'}"
+            assert (
+                one_line(done, STOPS[how]).rstrip()
+                == f"hopinterp: {'interrupted' if how == 'SIGINT' else 'stopped by SIGTERM'}"
+            )
         after = state(where)
         assert after in (tried.old, tried.new), (at, tried.calls[at])
         assert not leftovers(where), (at, tried.calls[at])
@@ -226,7 +231,11 @@ class Trained:
     def of(where: Path):
         """What a run is judged by: its files, its weights, its metrics without their seconds."""
         names = sorted(str(path.relative_to(where)) for path in where.rglob("*"))
-        weights = {str(path): hashlib.sha256((where / path).read_bytes()).hexdigest() for path in names if path.endswith(".safetensors")}
+        weights = {
+            str(path): hashlib.sha256((where / path).read_bytes()).hexdigest()
+            for path in names
+            if path.endswith(".safetensors")
+        }
         lines = [json.loads(line) for line in (where / "r" / "metrics.jsonl").read_text().splitlines()]
         return names, weights, [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 

@@ -54,11 +54,11 @@ def test_a_training_that_has_no_room(server, disk, left):
 
 
 def test_a_read_only_disk(server, disk):
-    for words in (CONSTRUCT, (*TRAIN, "--out", "r")):
-        assert server.run(*words, cwd=disk).status == 0
+    for made in (CONSTRUCT, (*TRAIN, "--out", "r")):
+        assert server.run(*made, cwd=disk).status == 0
     before = state(disk)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    for words in (
+    refused: list[tuple] = [
         (*CONSTRUCT[:-1], "new"),
         (*CONSTRUCT[:-1], "new/er"),
         (*OTHER, "--overwrite"),
@@ -67,7 +67,8 @@ def test_a_read_only_disk(server, disk):
         ("decompile", "m", "--hops", 1, "--out", "d"),
         ("train", "--resume", "r"),
         (*TRAIN, "--out", "s"),
-    ):
+    ]
+    for words in refused:
         one_line(server.run(*words, cwd=disk, quick=True))
     assert server.run("eval", "m", "--sequences", 2, cwd=disk).status == 0
     assert state(disk) == before

@@ -1,5 +1,5 @@
-"""No command reaches for the network; test_output.py runs each of them with sockets refused. Here: that the refusal is one, and
-one command where there is no network at all."""
+"""No command reaches for the network: test_output.py runs each with sockets refused. Here: that they are, and a command
+where there is no network at all."""
 
 import shutil
 import subprocess

@@ -102,7 +102,9 @@ def test_a_run_killed_before_it_was_one_is_started_anew(server, whole, tmp_path)
     assert not leftovers(tmp_path)
 
 
-@pytest.mark.parametrize("words", [("eval", "m", "--sequences", 2), (*OTHER, "--overwrite"), CONSTRUCT], ids=["eval", "new", "old"])
+@pytest.mark.parametrize(
+    "words", [("eval", "m", "--sequences", 2), (*OTHER, "--overwrite"), CONSTRUCT], ids=["eval", "new", "old"]
+)
 def test_a_model_between_two_renames_is_found_by_its_name(server, tmp_path, words):
     assert server.run(*CONSTRUCT, cwd=tmp_path).status == 0
     before = state(tmp_path / "m")
@@ -113,4 +115,18 @@ def test_a_model_between_two_renames_is_found_by_its_name(server, tmp_path, word
     else:
         assert done.status == 0, done.err
     assert (state(tmp_path / "m") == before) == (words[-1] != "--overwrite")
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOTSUP", "ENOLCK"])
+def test_a_disk_that_knows_no_locks_is_written_to(server, tmp_path, code):
+    lockless = f"""
+import errno, fcntl
+def flock(*_):
+    raise OSError(errno.{code}, "no locks here")
+fcntl.flock = flock
+"""
+    for words in (CONSTRUCT, (*OTHER, "--overwrite"), (*TRAIN[:-4], "--threads", 1)):
+        done = server.run(*words, cwd=tmp_path, before=lockless)
+        assert done.status == 0, done.err
     assert not leftovers(tmp_path)

@@ -76,7 +76,9 @@ def test_an_error_line_in_ascii(server, small):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-@pytest.mark.parametrize("words", [("eval", "m", "--sequences", 2), ("eval", "m", "--sequences", 2, "--json"), ("--help",), ("models", ".")])
+@pytest.mark.parametrize(
+    "words", [("eval", "m", "--sequences", 2), ("eval", "m", "--sequences", 2, "--json"), ("--help",), ("models", ".")]
+)
 def test_a_full_output_is_one_line(server, small, words):
     line = one_line(server.run(*words, cwd=small, out="/dev/full"))
     assert "No space left on device" in line

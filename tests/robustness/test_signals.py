@@ -1,4 +1,4 @@
-"""Signals to processes at work: a checkpoint, one line, 128 and the signal's number; and what is resumed comes to the same bits."""
+"""Signals to processes at work: a checkpoint, one line, 128 and the signal's number; resumed, they come to the same bits."""
 
 import io
 import json
@@ -13,7 +13,20 @@ from .faults import Fault
 from .test_crash_points import CONSTRUCT, leftovers, one_line, state
 
 SIZES = ("--layers", 1, "--d-model", 8, "--heads", 1, "--letters", 6, "--alphabet", 3, "--max-hops", 1, "--batch", 2)
-TRAIN = ("train", "--out", "r", *SIZES, "--steps", 400, "--checkpoint-every", 1000, "--log-every", 10, "--eval-every", 0)
+TRAIN: tuple = (
+    "train",
+    "--out",
+    "r",
+    *SIZES,
+    "--steps",
+    400,
+    "--checkpoint-every",
+    1000,
+    "--log-every",
+    10,
+    "--eval-every",
+    0,
+)
 TRAIN += ("--threads", 1)
 NUMBERS = {"SIGHUP": 1, "SIGINT": 2, "SIGTERM": 15}
 SLOWLY = "import hopinterp.training.run as r, time; a = r.Run.advance; r.Run.advance = lambda s: (time.sleep(.002), a(s))[1]"
@@ -70,7 +83,9 @@ def test_a_training_is_saved_and_goes_on(server, whole, tmp_path, name):
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_second_one_ends_at_once(server, whole, tmp_path, name):
     """While a step takes for ever, say."""
-    hangs = f"{SLOWLY}; r.Run.advance = lambda s: (a(s), s.step == 30 and (open('at work', 'w').close(), time.sleep(600)))[0]"
+    hangs = (
+        f"{SLOWLY}; r.Run.advance = lambda s: (a(s), s.step == 30 and (open('at work', 'w').close(), time.sleep(600)))[0]"
+    )
     running = server.start(*TRAIN, cwd=tmp_path, before=hangs)
     until(tmp_path / "at work", running)
     running.signal(name)
@@ -135,7 +150,7 @@ def test_a_signal_while_everything_is_imported(server, small):
 
 
 @pytest.mark.parametrize("at", [3, 7])
-def test_a_second_signal_in_the_middle_of_a_write_leaves_nothing(server, small, tmp_path, at):
+def test_a_second_signal_in_the_middle_of_a_write_leaves_nothing(server, tmp_path, at):
     """Two within one call."""
     twice = "import os, signal; k = os.kill; os.kill = lambda p, n: (k(p, n), k(p, n))"
     done = server.run(*CONSTRUCT, cwd=tmp_path, before=twice, fault=Fault(at, "SIGTERM"))
