@@ -112,6 +112,7 @@ def find_joint(fit: LiveRunner, fresh: Callable[[], LiveRunner], values: Iterabl
     seed = tree | (frozenset(pointers) & whole)
     least, by_values = fit.error(fit.run(whole)), fit.error(fit.run(tree))
     kept, fitted, seeded = _search(fit, whole, seed, max(TOLERANCE, least))
+    del fit
     judging = fresh()
     wrong = judging.wrong(judging.run(kept))
     counts = torch.zeros(len(judging.pairs.batch), 2, dtype=torch.float64)
