@@ -12,6 +12,9 @@ from benchmarks.hopbench.truth import HeadAt, Route
 from hopinterp.decompile.decompilation import unsolved
 from hopinterp.decompile.decompiled import decompile
 from hopinterp.decompile.derivations import find_tree
+from hopinterp.decompile.live import Site
+from hopinterp.decompile.nodes import Node
+from hopinterp.decompile.pointers import moved
 from hopinterp.decompile.records import TREE, Decompiled
 from hopinterp.decompile.routes import fit_routes
 from hopinterp.errors import HopInterpError
@@ -23,19 +26,20 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 SEQUENCES = 100
+_IN_JOINT, _KEY = 0.2, 0.1
 _FREE = ("first", "content-free")
 
 
 @entry("hopinterp")
 def ours(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
-    """The program that `decompile` finds; the verdict "none" where the model does not solve k."""
-    return _answer(model, task, hops, every_way=False)
-
-
-@entry("hopinterp (every way)")
-def every_way(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
-    """The same, with the ways that do the work of others."""
+    """The program that `verify` judges, with every way that brings the answer; "none" where the model does not solve k."""
     return _answer(model, task, hops, every_way=True)
+
+
+@entry("hopinterp (fewest nodes)")
+def fewest_nodes(model: HookedTransformer, task: HopTask, hops: int) -> Answer:
+    """The program that `decompile` shows by default: no more ways than the answer needs."""
+    return _answer(model, task, hops, every_way=False)
 
 
 def _answer(model: HookedTransformer, task: HopTask, hops: int, every_way: bool) -> Answer:
@@ -73,25 +77,23 @@ def answer_of(found: Decompiled) -> Answer:
 
 
 def scores(found: Decompiled) -> dict[HeadAt, float]:
-    """Nodes on derivations by what their removal does, above those that queries need, above those that the joint circuit has
-    besides."""
+    """Nodes by what their removal does: the share of answers that go wrong, or of a query's landings that go astray. Below
+    them sites that the joint circuit has besides, and below these heads that only write keys."""
     ranked: dict[HeadAt, float] = {}
 
-    def rank(where: HeadAt, score: float) -> None:
-        ranked[where] = max(score, ranked.get(where, 0.0))
+    def rank(node: Node | Site, score: float) -> None:
+        if not node.place.back:
+            where = (node.layer, node.head, node.place.at)
+            ranked[where] = max(score, ranked.get(where, 0.0))
 
     for effect in (*found.tree.carrying, *found.tree.aside):
-        if not effect.node.place.back:
-            rank((effect.node.layer, effect.node.head, effect.node.place.at), 2 + effect.effect)
-    for node in found.queries.nodes:
-        if not node.place.back:
-            rank((node.layer, node.head, node.place.at), 1.0)
+        rank(effect.node, effect.effect)
+    for query in found.queries.queries:
+        for effect in query.tree.carrying:
+            rank(moved(effect.node, query.node.place), effect.effect)
     for site in found.queries.joint.sites:
-        if not site.place.back:
-            rank((site.layer, site.head, site.place.at), 0.5)
-    for where in _keys(found):
-        rank(where, 0.25)
-    return ranked
+        rank(site, _IN_JOINT)
+    return dict.fromkeys(_keys(found), _KEY) | ranked
 
 
 def _keys(found: Decompiled) -> Iterator[HeadAt]:

@@ -140,7 +140,7 @@ def find_tree(
     best = min(kept, key=pruner.rank)
     fresh = runner(1, 4, 2)
     effects = _supported(fresh, printed(best, routing.hops))
-    if every_way:
+    if every_way and pruner.rank(best)[0] <= WELL * pruner.tolerance:  # else no way is known, and others tell nothing
         effects = _with_others(pruner, best, fresh, effects)
     all_live = runner(0.4, 4, 3)
     state = all_live.run(whole)

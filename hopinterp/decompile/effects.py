@@ -54,15 +54,23 @@ def supported(
         found: the effects of a whole tree's nodes.
         whole: what is left of a tree when nodes have gone from it, without those that only served them.
     """
-    while doubtful := [effect for effect in found.values() if effect.low <= 0]:
+    while doubtful := _doubtful(found):
         tree = frozenset(found)
-        ordered = [effect.node for effect in sorted(doubtful, key=lambda effect: (effect.effect, effect.node))]
-        count = len(ordered)
-        while count > 1 and _measured(runner, harm(tree, [frozenset(ordered[:count])]))[0] > 0:
-            count //= 2
-        tree = whole(tree - frozenset(ordered[:count]))
+        while doubtful:
+            count = len(doubtful)
+            while count > 1 and _measured(runner, harm(tree, [frozenset(doubtful[:count])]))[0] > 0:
+                count //= 2
+            tree = whole(tree - frozenset(doubtful[:count]))
+            # a node that surely matters does so all the more without others: the rest are measured again at the end
+            doubtful = _doubtful(effects(runner, harm, tree, tree & frozenset(doubtful)))
         found = effects(runner, harm, tree, tree)
     return found
+
+
+def _doubtful(found: Mapping[Node, Effect]) -> list[Node]:
+    """Nodes whose effect may be nothing, those with the least first."""
+    doubtful = [effect for effect in found.values() if effect.low <= 0]
+    return [effect.node for effect in sorted(doubtful, key=lambda effect: (effect.effect, effect.node))]
 
 
 def by_sequence(

@@ -159,7 +159,8 @@ class _Work:
 
     @property
     def _drawn(self) -> dict[str, Any]:
-        return {"sequences": max(2 * self.sequences, LEAST), "seed": self.seed}
+        # a law holds of all that a model does: of ways that vote, pruning alone would show no more than are needed
+        return {"sequences": max(2 * self.sequences, LEAST), "seed": self.seed, "every_way": True}
 
     def foretold(self, program: Decompiled | None) -> BlockTransplants | None:
         """How well the program foretells transplants of whole blocks; None where it says nothing of any."""

@@ -55,3 +55,30 @@ def test_what_is_brought_before_the_transplant_is_the_sources(known):
 def test_without_a_derivation_nothing_is_foretold(known):
     with pytest.raises(HopInterpError, match="no derivation"):
         measure_transplants(replace(known, queries=replace(known.queries, values=frozenset())), sequences=10)
+
+
+def test_a_pointer_whose_query_is_not_known_foretells_nothing_before_its_block(known):
+    """Where the head's tree has no nodes, only the source's whole stream says where the head looks."""
+    last = known.tree.n_layers - 1
+    queries = [
+        replace(q, tree=replace(q.tree, carrying=())) if q.node.layer == last and q.tree.hop > 1 else q
+        for q in known.queries.queries
+    ]
+    unknown = replace(known.queries, queries=tuple(queries))
+    pairs = MatchedPairs.draw(TASK, known.hops, 10, "nothing", 1)
+    if any(q.node.layer == last and q.tree.hop > 1 for q in known.queries.queries):
+        assert (foretold(unknown, 1, pairs.base, pairs.source) < 0).all()
+    before, after = (foretold(one, last - 1, pairs.base, pairs.source) for one in (known.queries, unknown))
+    assert before.equal(after)
+
+
+def test_a_query_that_reads_nothing_clear_foretells_nothing(known):
+    assert all(q.reading.clear for q in known.queries.queries)
+    dim = [
+        replace(q, reading=replace(q.reading, iia=q.reading.chance, after_letter=0.3, after_letter_chance=0.25))
+        for q in known.queries.queries
+    ]
+    assert not any(q.reading.clear for q in dim)
+    pairs = MatchedPairs.draw(TASK, known.hops, 10, "nothing", 1)
+    letters = foretold(replace(known.queries, queries=tuple(dim)), 0, pairs.base, pairs.source)
+    assert (letters < 0).all()

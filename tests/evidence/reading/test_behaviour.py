@@ -156,7 +156,7 @@ def test_results_go_to_netcdf(small_model, small_task, tmp_path):
 def test_bad_questions_are_named(refuses, small_model, small_task):
     for call, words in (
         (lambda: hi.evaluate(small_model, small_task, hops=[5]), "hops is 5; this task has 0 to 4"),
-        (lambda: hi.evaluate(small_model, small_task, sequences=0), "at least one sequence"),
+        (lambda: hi.evaluate(small_model, small_task, sequences=0), "batch_size is 0"),
         (lambda: hi.evaluate(small_model, small_task, hops=[]), "no values of k"),
         (lambda: hi.evaluate(small_model, small_task, dropout=1.5), "dropout is 1.5"),
         (lambda: hi.evaluate(small_model, hi.HopTask()), "the task needs 23 tokens"),

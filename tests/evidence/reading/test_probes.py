@@ -110,11 +110,16 @@ def test_a_handful_of_rows_proves_nothing():
 
 
 def test_models_in_other_precisions(small_model, small_task):
-    whole, half = (small_model.spec.build(small_model.parameters).to(dtype) for dtype in (torch.float32, torch.bfloat16))
-    probed = [hi.probe(m, small_task, hops=2, train_sequences=40, sequences=40).accuracy for m in (whole, half)]
+    """Double precision is as good as single; of half precision nothing is read: products of it round by a hundredth."""
+    whole, double, half = (
+        small_model.spec.build(small_model.parameters).to(dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16)
+    )
+    probed = [hi.probe(m, small_task, hops=2, train_sequences=40, sequences=40).accuracy for m in (whole, double)]
     assert float(abs(probed[0] - probed[1]).max()) < 0.1
-    aligned = [hi.align(m, small_task, hops=2, sequences=10).score for m in (whole, half)]
-    np.testing.assert_allclose(*aligned, atol=0.02)
+    aligned = [hi.align(m, small_task, hops=2, sequences=10).score for m in (whole, double)]
+    np.testing.assert_allclose(*aligned, atol=1e-5)
+    with pytest.raises(HopInterpError, match=r"bfloat16; convert the model first: model.float\(\)"):
+        hi.probe(half, small_task, hops=2)
 
 
 def dataset(low, baseline=0.5):
@@ -186,9 +191,20 @@ def test_a_function_has_no_blocks_to_probe(small_task):
         ({"hops": 2, "layers": [2]}, "layer is 2; this model has 0 to 1"),
         ({"hops": 2, "target": "letter"}, "target is 'letter'"),
         ({"hops": 2, "method": "forest"}, "method is 'forest'"),
-        ({"hops": 2, "sequences": 0}, "at least one sequence"),
+        ({"hops": 2, "sequences": 0}, "batch_size is 0"),
     ],
 )
 def test_bad_questions_are_named(refuses, small_model, small_task, settings, words):
     with refuses(words):
         hi.probe(small_model, small_task, **settings)
+
+
+def test_hops_can_be_read_up_to_one(small_model, small_task):
+    found = hi.probe(small_model, small_task, 2, furthest=3, train_sequences=20, sequences=10)
+    whole = hi.probe(small_model, small_task, 2, train_sequences=20, sequences=10)
+    assert found.hop.values.tolist() == [0, 1, 2, 3]
+    for name in ("majority", "lower_hops"):
+        assert found[name].equals(whole[name].sel(hop=slice(0, 3)))
+    assert np.allclose(found.accuracy, whole.accuracy.sel(hop=slice(0, 3)), atol=0.03)
+    with pytest.raises(HopInterpError, match="hops is 99"):
+        hi.probe(small_model, small_task, 2, furthest=99)
