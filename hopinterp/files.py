@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hopinterp.errors import HopInterpError
+from hopinterp.signals import held_back
 
 LARGEST = 4 * 2**30
 """Bytes of the largest file that is read: a model of a thousand million numbers."""
@@ -112,6 +114,7 @@ def check_file_target(path: Path) -> None:
         raise HopInterpError(f"cannot write {path} ({_reason(error)})") from None
 
 
+@held_back()
 def write_file(path: Path, data: bytes) -> None:
     """A file whole or not at all: beside its place first, under a name that nobody can foresee, then renamed. A symbolic
     link is replaced, not followed.
@@ -138,6 +141,7 @@ def write_file(path: Path, data: bytes) -> None:
                 temporary.unlink(missing_ok=True)
 
 
+@held_back()
 def write_directory(target: Path, contents: Mapping[str, bytes], *, overwrite: bool = False) -> None:
     """A directory whole or not at all: beside its place first, then renamed.
 
@@ -149,11 +153,22 @@ def write_directory(target: Path, contents: Mapping[str, bytes], *, overwrite: b
     Raises:
         HopInterpError: it exists, or cannot be written; what was there is still there.
     """
-    temporary, made = _beside(target, _PARTIAL), [p for p in (target.parent, *target.parent.parents) if not p.exists()]
+    temporary = _beside(target, _PARTIAL)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        recover(target)
-        _clear(target)
+        with making(target.parent):
+            recover(target)
+            _clear(target)
+            _fill(temporary, target, contents, overwrite)
+        _settle(target.parent)
+    except (OSError, ValueError) as error:
+        if not overwrite and os.path.lexists(target):
+            raise HopInterpError(f"{target} exists; nothing was written") from None
+        raise HopInterpError(f"cannot write {target} ({_reason(error)}); nothing was written") from None
+
+
+def _fill(temporary: Path, target: Path, contents: Mapping[str, bytes], overwrite: bool) -> None:
+    """Write a directory under a temporary name, then rename it."""
+    try:
         temporary.mkdir()
         with _opened(temporary) as handle, _held(handle):
             for name, data in contents.items():
@@ -164,18 +179,23 @@ def write_directory(target: Path, contents: Mapping[str, bytes], *, overwrite: b
                 _swap(target, temporary)
             else:
                 temporary.rename(target)  # refused where something is
-        _settle(target.parent)
-    except (OSError, ValueError) as error:
-        with suppress(OSError, ValueError):
-            shutil.rmtree(temporary)
-        for parent in made:  # empty, unless another process has written there
-            with suppress(OSError):
-                parent.rmdir()
-        if not overwrite and os.path.lexists(target):
-            raise HopInterpError(f"{target} exists; nothing was written") from None
-        raise HopInterpError(f"cannot write {target} ({_reason(error)}); nothing was written") from None
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(ValueError):  # a name that no file can have
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def making(directory: Path) -> Iterator[None]:
+    """A directory for what is written there meanwhile. If that fails, what was made for it goes again where it is empty."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
         raise
 
 
@@ -191,11 +211,21 @@ def _swap(target: Path, new: Path) -> None:
             target.rename(old)
             try:
                 new.rename(target)
-            except BaseException:
-                old.rename(target)
+            except OSError as error:
+                _put_back(old, target, error)
                 raise
             shutil.rmtree(old, ignore_errors=True)
             return
+
+
+def _put_back(old: Path, target: Path, why: OSError) -> None:
+    try:
+        old.rename(target)
+    except OSError:
+        raise HopInterpError(
+            f"cannot write {target} ({_reason(why)}), nor put back what was there: it is in {old.name}, and comes back when "
+            f"it is next asked for"
+        ) from None
 
 
 def _is_at(handle: int, path: Path) -> bool:
@@ -305,11 +335,16 @@ def alone_in(directory: Path, doing: str = "working") -> Iterator[None]:
 
 @contextmanager
 def _held(handle: int, *, wait: bool = False) -> Iterator[None]:
-    """A lock on an open file; it goes when that is closed. Raises BlockingIOError where another process has it."""
+    """A lock on an open file; it goes when that is closed. Raises BlockingIOError where another process has it. A disk that
+    knows no locks, as a cluster's may, is written to without."""
     if sys.platform != "win32":  # which has no flock
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
     yield
 
 

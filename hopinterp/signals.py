@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -20,11 +21,6 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
-
-
-def stopped_by(number: int) -> KeyboardInterrupt:
-    """What a signal raises: KeyboardInterrupt for SIGINT."""
-    return KeyboardInterrupt() if number == signal.SIGINT else Stopped(number)
 
 
 def status(stopped: KeyboardInterrupt) -> int:
@@ -55,3 +51,41 @@ def raise_when_stopped() -> Callable[[], Stopped | None]:
             if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, stop)
     return lambda: last
+
+
+@contextmanager
+def held_back() -> Iterator[Callable[[], bool]]:
+    """The signal to stop that comes meanwhile is answered at the end, as it would have been; a second one at once.
+
+    Yields:
+        Whether one came.
+    """
+    came: list[int] = []
+    over = False
+
+    def restore() -> None:
+        nonlocal over
+        over = True
+        for number, handler in taken.items():
+            signal.signal(number, handler)
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        if over or len(came) > 1:
+            restore()
+            signal.raise_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield lambda: False
+        return
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    # a signal that is ignored, as nohup has SIGHUP ignored, stays so
+    taken = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in taken:
+        signal.signal(number, remember)
+    try:
+        yield lambda: bool(came)
+    finally:
+        restore()
+        if len(came) == 1:
+            signal.raise_signal(came[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -91,40 +91,49 @@ class _Run:
         return replace(self, shares=found)
 
     def least_certain_first(self) -> _Run:
-        """The same run with its pairs in the order of how far their answers are from being wrong."""
+        """The same run with its pairs in the order of how far their answers are from being wrong. It takes this one's place,
+        which is empty then: both at once would be a second model's worth of memory."""
         margin = torch.cat([runner.margin(state).amin(1) for runner, state in self.shares])
         state = LiveState.joined([state for _, state in self.shares]).of_pairs(self.order.argsort())
+        self.shares.clear()
         return self._split(self.fit, self.order[margin.argsort(stable=True)], state)
 
 
-def find_joint(fit: LiveRunner, fresh: LiveRunner, values: Iterable[Site], pointers: Iterable[Site]) -> Joint:
+def find_joint(fit: LiveRunner, fresh: Callable[[], LiveRunner], values: Iterable[Site], pointers: Iterable[Site]) -> Joint:
     """From a value tree and its pointer trees: add what the error needs, then take away what it does not.
 
     Block 0 is added first, at all places where the trees stand: it tells positions which letters are nearby.
+
+    Args:
+        fresh: makes the runner of the pairs that the circuit is judged on, once it is found.
     """
     whole = fit.whole
     tree = frozenset(values) & whole
     seed = tree | (frozenset(pointers) & whole)
-    start, least = _Run.of(fit, seed), fit.error(fit.run(whole))
-    places = {site.place for site in seed}
-    nearby = start.change(start.error, add=[site for site in whole if site.layer == 0 and site.place in places])
-    grown = _grow(nearby or start, whole, max(TOLERANCE, least))
-    pruned = _prune(grown, seed)
-    wrong = fresh.wrong(fresh.run(pruned.kept))
-    counts = torch.zeros(len(fresh.pairs.batch), 2, dtype=torch.float64)
+    least, by_values = fit.error(fit.run(whole)), fit.error(fit.run(tree))
+    kept, fitted, seeded = _search(fit, whole, seed, max(TOLERANCE, least))
+    del fit
+    judging = fresh()
+    wrong = judging.wrong(judging.run(kept))
+    counts = torch.zeros(len(judging.pairs.batch), 2, dtype=torch.float64)
     both = torch.stack([wrong.sum(1), torch.full((len(wrong),), wrong.shape[1])], dim=1).double()
-    counts.index_add_(0, fresh.pairs.base, both)
+    counts.index_add_(0, judging.pairs.base, both)
     low, high = bootstrap(counts[:, 0], counts[:, 1], seed=0)
-    return Joint(
-        pruned.kept,
-        float(wrong.float().mean()),
-        float(low),
-        float(high),
-        fitted=pruned.error,
-        seeded=start.error,
-        values=fit.error(fit.run(tree)),
-        whole=least,
-    )
+    error = float(wrong.float().mean())
+    return Joint(kept, error, float(low), float(high), fitted=fitted, seeded=seeded, values=by_values, whole=least)
+
+
+def _search(fit: LiveRunner, whole: Sites, seed: Sites, enough: float) -> tuple[Sites, float, float]:
+    """The circuit, its error on the fitting pairs, and that of the trees alone. Only one run is kept at a time."""
+    run = _Run.of(fit, seed)
+    seeded, places = run.error, {site.place for site in seed}
+    run = run.change(seeded, add=[site for site in whole if site.layer == 0 and site.place in places]) or run
+    run = _grow(run, whole, enough)
+    for done in range(fit.model.spec.n_layers):
+        run = run.least_certain_first()
+        run = _prune(run, seed, done)
+    run = _prune_first(run)
+    return run.kept, run.error, seeded
 
 
 def _grow(run: _Run, whole: Sites, enough: float) -> _Run:
@@ -142,18 +151,25 @@ def _grow(run: _Run, whole: Sites, enough: float) -> _Run:
     return run
 
 
-def _prune(run: _Run, seed: Sites) -> _Run:
-    """From the last block down, first what was added, then what the trees had; sets before single sites.
+def _prune(run: _Run, seed: Sites, done: int) -> _Run:
+    """Of one block, the last one first: what was added, then what the trees had; sets before single sites.
 
-    Every block may use up an equal part of the tolerance, as in the value tree."""
-    spec = run.fit.model.spec
-    for done, layer in enumerate(reversed(range(spec.n_layers)), start=1):
-        run = run.least_certain_first()
-        for part in (False, True):
-            allowed = max(TOLERANCE * done / spec.n_layers, run.error + TOLERANCE / 4 / spec.n_layers)
-            here = [site for site in run.kept if site.layer == layer and (site in seed) == part]
-            run = _try(run, _units(here), allowed)
-    for head in range(spec.n_heads):  # heads of block 0 were tried together
+    Every block may use up an equal part of the tolerance, as in the value tree.
+
+    Args:
+        done: how many blocks are pruned already.
+    """
+    depth = run.fit.model.spec.n_layers
+    for part in (False, True):
+        allowed = max(TOLERANCE * (done + 1) / depth, run.error + TOLERANCE / 4 / depth)
+        here = [site for site in run.kept if site.layer == depth - 1 - done and (site in seed) == part]
+        run = _try(run, _units(here), allowed)
+    return run
+
+
+def _prune_first(run: _Run) -> _Run:
+    """Whole heads of block 0, which were tried together."""
+    for head in range(run.fit.model.spec.n_heads):
         allowed = max(TOLERANCE, run.error)
         run = _try(run, [frozenset(s for s in run.kept if (s.layer, s.head) == (0, head))], allowed)
     return run

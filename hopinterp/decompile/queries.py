@@ -199,8 +199,10 @@ def _joint(model: FusedTransformer, routing: Routing, tree: Nodes, seeds: Nodes,
     task, hops = routing.task, routing.hops
     fit = Pairs.draw(task, hops, FIT_SEQUENCES, watched=WATCHED, seed=5 * seed + 3)
     fresh = Pairs.draw(task, hops, sequences, watched=WATCHED, seed=5 * seed + 4)
-    runners = [LiveRunner.of(model, pairs, hops) for pairs in (fit, fresh)]
-    return find_joint(runners[0], runners[1], _sites(tree), _sites(seeds))
+    # neither stays longer than it is needed: they are the largest things that a decompilation holds
+    return find_joint(
+        LiveRunner.of(model, fit, hops), lambda: LiveRunner.of(model, fresh, hops), _sites(tree), _sites(seeds)
+    )
 
 
 def _sites(nodes: Iterable[Node]) -> list[Site]:

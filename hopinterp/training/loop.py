@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import error_table, evaluate
-from hopinterp.files import alone_in, clear_leftovers, leftover, recover
+from hopinterp.files import alone_in, clear_leftovers, leftover, making, recover
 from hopinterp.memory import require_memory
 from hopinterp.models import store
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.progress import Progress, Report
-from hopinterp.signals import STOPPING, stopped_by
+from hopinterp.signals import held_back
 from hopinterp.training.config import TrainConfig
 from hopinterp.training.record import (
     CHECKPOINT,
@@ -70,24 +67,27 @@ def train(
     directory = Path(directory)
     if config.tensorboard:
         summary_writer()
-    _make(directory)
-    with alone_in(directory, "training"):
-        _check_new(directory)  # by now no other process can come between
+    with _new(directory):
         run = Run(config, device)
         write_in_run(directory / CONFIG, json.dumps(config.to_dict(), indent=2).encode())
         save_checkpoint(run, directory)  # from the start: a resumed run must know its threads and its device
         return _go_on(run, directory, report)
 
 
-def _make(directory: Path) -> None:
-    """Make a run's directory. Raises HopInterpError where it cannot be, or is in use."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileExistsError):
+@contextmanager
+def _new(directory: Path) -> Iterator[None]:
+    """A new run's directory, for this process alone. Raises HopInterpError where there is a run, or cannot be one."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(making(directory))
+        except FileExistsError:
             raise HopInterpError(f"{directory} exists; give another --out, or --resume {directory}") from None
-        raise HopInterpError(f"cannot write {directory} ({getattr(error, 'strerror', None) or error})") from None
-    _check_new(directory)
+        except (OSError, ValueError) as error:
+            raise HopInterpError(f"cannot write {directory} ({getattr(error, 'strerror', None) or error})") from None
+        _check_new(directory)
+        held.enter_context(alone_in(directory, "training"))
+        _check_new(directory)  # by now no other process can come between
+        yield
 
 
 def _check_new(directory: Path) -> None:
@@ -156,8 +156,8 @@ def _last(config: TrainConfig, directory: Path, device: str | torch.device | Non
 def _go_on(run: Run, directory: Path | None, report: Report | None) -> FusedTransformer:
     config, log = run.config, Log(directory, run.config.tensorboard)
     started, first_tokens, before = time.monotonic(), run.tokens, run.seconds
-    with _interrupts() as interrupted:
-        while run.step < config.steps:
+    with held_back() as stopped:  # between steps a checkpoint is whole
+        while run.step < config.steps and not stopped():
             loss = run.advance()
             elapsed = time.monotonic() - started
             run.seconds = before + elapsed
@@ -167,22 +167,23 @@ def _go_on(run: Run, directory: Path | None, report: Report | None) -> FusedTran
                 speed = (run.tokens - first_tokens) / elapsed
                 report(Progress("training", run.step, config.steps, details | {"tokens_per_second": speed}))
             _keep_records(run, directory, log, loss)
-            if directory is not None and (run.step % config.checkpoint_every == 0 or interrupted()):
+            if directory is not None and (stopped() or _is_due(run, config.checkpoint_every)):
                 save_checkpoint(run, directory)
-            if (stopped := interrupted()) is not None:
-                raise stopped
     model = _detached(run)
     if directory is not None:
         errors = error_table(evaluate(model, config.task, sequences=_FINAL_SEQUENCES, report=report))
         store.save(directory / MODEL, model, config.task, _made(run), errors, overwrite=True)
-        save_checkpoint(run, directory)
     return model
+
+
+def _is_due(run: Run, every: int) -> bool:
+    return run.step % every == 0 or run.step == run.config.steps
 
 
 def _keep_records(run: Run, directory: Path | None, log: Log, loss: float) -> None:
     """What is due at this step: a line of metrics, measured errors, a model of the series."""
     config = run.config
-    if run.step % config.log_every == 0 or run.step == config.steps:
+    if _is_due(run, config.log_every):
         log.write(run, {"loss": loss})
     if directory is not None and config.eval_every and run.step % config.eval_every == 0:
         measured = evaluate(_detached(run), config.task, sequences=_EVAL_SEQUENCES)
@@ -190,33 +191,6 @@ def _keep_records(run: Run, directory: Path | None, log: Log, loss: float) -> No
     if directory is not None and config.keep_every and run.step % config.keep_every == 0:
         place = directory / SERIES / f"{run.step:07d}"
         store.save(place, _detached(run), config.task, _made(run), overwrite=True)
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
-    """The signal to stop that came, as what it raises. It is answered between steps, where a checkpoint is whole; a second
-    one at once."""
-    came: KeyboardInterrupt | None = None
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        if came is not None:
-            raise came
-        came = stopped_by(number)
-
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
-        yield lambda: None
-        return
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    # a signal that is ignored, as nohup has SIGHUP ignored, stays so
-    taken = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-    for number in taken:
-        signal.signal(number, remember)
-    try:
-        yield lambda: came
-    finally:
-        for number, handler in taken.items():
-            signal.signal(number, handler)
 
 
 def _made(run: Run) -> dict[str, Any]:

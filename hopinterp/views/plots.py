@@ -6,6 +6,7 @@ import io
 import logging
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ from hopinterp.views.style import FAMILY_INK, INKS, style
 # it remarks, once a figure, that it draws what is half transparent opaque
 logging.getLogger("matplotlib.backends.backend_ps").setLevel(logging.ERROR)
 
+_UNDATED = {"svg": {"Date": None}, "svgz": {"Date": None}, "pdf": {"CreationDate": None}}
 _RIM = [withStroke(linewidth=2.6, foreground="black")]  # a white mark shows on bright cells too
 
 
@@ -223,9 +225,11 @@ def write(figure: Figure, path: str | Path) -> None:
     """
     target = Path(path)
     check_drawable(target)
-    buffer = io.BytesIO()
+    buffer, kind = io.BytesIO(), target.suffix.lstrip(".")
     try:
-        figure.savefig(buffer, format=target.suffix.lstrip("."))
+        # the same figure is the same bytes: no date, and names that do not depend on the day
+        with mpl.rc_context({"svg.hashsalt": "hopinterp"}):
+            figure.savefig(buffer, format=kind, metadata=_UNDATED.get(kind))
     except (OSError, ValueError, RuntimeError) as error:  # a writer that needs a program which is not there
         raise HopInterpError(f"cannot draw {target} ({' '.join(str(error).split())[:120]})") from None
     write_file(target, buffer.getvalue())
