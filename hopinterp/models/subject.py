@@ -28,6 +28,8 @@ from hopinterp.task import HopTask
 ModelLike: TypeAlias = Any
 """What `Subject.of` takes: see there."""
 
+_TOGETHER = 100
+
 Logits = Float[Tensor, "batch position d_vocab"]
 Tokens = Int[Tensor, "batch position"]
 
@@ -197,6 +199,22 @@ class Subject:
             if not isinstance(layer, Integral) or isinstance(layer, bool) or int(layer) not in every:
                 raise HopInterpError(f"layer is {layer}; this model has 0 to {self.sizes.n_layers - 1}")
         return [int(layer) for layer in chosen]
+
+    def at_once(self, positions: int, *, patterns: bool = False) -> int:
+        """How many sequences of a length a pass may take together, so that it needs some 256 MB at most: 100, or fewer of
+        long ones.
+
+        Args:
+            patterns: whether all blocks' attention patterns are kept.
+        """
+        if self.config is None:
+            return _TOGETHER
+        sizes = self.config
+        hidden = 0 if sizes.attn_only else sizes.d_mlp
+        numbers = int(positions * (12 * sizes.d_model + 3 * hidden + sizes.d_vocab))
+        if patterns:
+            numbers += int(3 * sizes.n_layers * sizes.n_heads * positions**2)
+        return min(_TOGETHER, max(1, 2**26 // numbers))
 
     def weights_for(self, what: str) -> FusedTransformer:
         """The weights. Raises HopInterpError, saying what needs them, where there are none."""

@@ -422,3 +422,10 @@ def test_what_is_hooked_is_hooked_for_everybody(kind, tmp_path, tokens):
     for form in (made, Subject.of(made), Subject.of(subject)):
         assert close(form(tokens), before)
     assert Subject.of(subject).weights is subject.weights
+
+
+def test_long_sequences_are_taken_fewer_at_once(small_model):
+    subject = Subject.of(small_model)
+    assert subject.at_once(20) == 100
+    assert 1 <= subject.at_once(20_000, patterns=True) < subject.at_once(20_000) <= 100
+    assert Subject.of(lambda tokens: torch.zeros(*tokens.shape, 30)).at_once(10**6) == 100

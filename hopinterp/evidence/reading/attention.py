@@ -17,7 +17,6 @@ from hopinterp.progress import Report, counted
 from hopinterp.task import Hops, HopTask
 
 Pattern = Float[Tensor, "*k batch head query key"]
-_BATCH = 100
 
 
 @torch.no_grad()
@@ -52,9 +51,11 @@ def align(
     subject, ks = Subject.asked(model, task), task.hop_counts(hops)
     batch = task.sample(sequences, hops=0, seed=seed, device=subject.device)
     names = [pattern(layer) for layer in subject.layers()]
-    advance = counted("reading attention", len(ks) * len(batch.tokens.split(_BATCH)), report)
+    split = [x.split(subject.at_once(task.n_positions, patterns=True)) for x in (batch.tokens, batch.find)]
+    advance = counted("reading attention", len(ks) * len(split[0]), report)
     parts: list[dict[str, Tensor]] = []
-    for tokens, find in zip(batch.tokens.split(_BATCH), batch.find.split(_BATCH), strict=True):
+    controls = []
+    for tokens, find in zip(*split, strict=True):
         by_k = []
         for k in ks:
             asked = torch.cat([torch.full_like(tokens[:, :1], k), tokens[:, 1:]], dim=1)
@@ -62,8 +63,9 @@ def align(
             by_k.append(_stack([scores(cache[name].float(), find) for name in names], dim=1))
             advance(1)
         parts.append(_stack(by_k, dim=0))
+        controls.append(scores(_uniform(task.n_positions).expand(len(tokens), 1, -1, -1), find.cpu()))
     by_sequence = {name: torch.cat([part[name] for part in parts], dim=1).cpu() for name in parts[0]}
-    control = scores(_uniform(task.n_positions).expand(sequences, 1, -1, -1), batch.find.cpu())
+    control = {name: torch.cat([one[name] for one in controls]) for name in ("score", "score_valid")}
     found = _dataset(by_sequence, control, ks, seed)
     return described(found, subject, task, seed=seed, sequences=sequences, level=LEVEL)
 

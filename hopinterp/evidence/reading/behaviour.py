@@ -23,7 +23,6 @@ SOLVED = 0.01
 """A model solves k where the upper end of err_k's interval is at most this."""
 FAILED = 0.05
 """A model fails at k, so that nothing is claimed about its mechanism there, where the lower end is above this."""
-_BATCH = 100
 
 
 def evaluate(
@@ -140,7 +139,7 @@ def _answers(
             raise HopInterpError("the model's logits are NaN: its numbers are too large to be reckoned with")
         return answer
 
-    return torch.cat([answers(part) for part in tokens.split(_BATCH)])
+    return torch.cat([answers(part) for part in tokens.split(subject.at_once(tokens.shape[1]))])
 
 
 def capacity(found: xr.Dataset, *, distinct: bool = False) -> int | None:

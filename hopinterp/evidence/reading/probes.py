@@ -32,7 +32,6 @@ BAR = 0.8
 _FREQUENCIES = (1, 2, 3, 5, 8, 13, 21, 34)
 _LETTER_SEQUENCES = 2000  # letters cost nothing: enough for a table of 4^5 contexts
 _MAX_CONTEXTS = 4096
-_BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -285,7 +284,10 @@ class _ControlTask:
 @torch.no_grad()
 def _resid_post(subject: Subject, batch: Batch, layers: list[int]) -> dict[int, Float[Tensor, "row d_model"]]:
     names = {layer: resid_post(layer) for layer in layers}
-    caches = [subject.run_with_cache(tokens, list(names.values()))[1] for tokens in batch.tokens.split(_BATCH)]
+    caches = [
+        subject.run_with_cache(tokens, list(names.values()))[1]
+        for tokens in batch.tokens.split(subject.at_once(batch.tokens.shape[1]))
+    ]
     return {
         layer: torch.cat([cache[name][:, 1:] for cache in caches]).flatten(0, 1).float() for layer, name in names.items()
     }
