@@ -185,6 +185,7 @@ def find_queries(
         assert found is not None
         queries.append(Query(node, read[node.layer, node.head], found))
     seeds = tree | pointers.behind(tree, stray=True)
+    del pointers  # and with it the runs that trees were found on
     joint = _joint(model, routing, tree, seeds, sequences, seed)
     return Queries(routing.hops, model.spec.n_layers, tree, tuple(queries), joint)
 
