@@ -122,7 +122,8 @@ class Run:
 
 def _check_state(state: Mapping[str, Any], run: Run) -> None:
     """Raise ValueError unless a state has the fields, kinds and shapes of this run's, and steps that it can have."""
-    wanted = {name: value for name, value in run.state().items() if name != "optimizers"}
+    # of a run of another class, which adds to the state, only what every run has
+    wanted = {name: value for name, value in Run.state(run).items() if name != "optimizers"}
     _check_alike({name: state.get(name) for name in wanted}, wanted, "the state")
     counts = (("step", 0, run.config.steps), ("tokens", 0, 2**63), ("threads", 1, 2**16))
     if wrong := [name for name, least, most in counts if not least <= state[name] <= most]:

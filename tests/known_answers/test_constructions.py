@@ -66,7 +66,8 @@ def holds_what_is_known(found, causal):
     for layer in range(causal.n_layers):
         row = found.evidence["probe"].sel(layer=layer)
         held = set(row.hop.values[row.held.values].tolist())
-        assert held == causal.held(layer), f"block {layer} holds {held}; its causal model says {set(causal.held(layer))}"
+        known = {j for j in causal.held(layer) if j in row.hop}  # verify reads hops up to 2k
+        assert held == known, f"block {layer} holds {held}; its causal model says {set(causal.held(layer))}"
         assert found.resolved["probe"][layer] == causal.resolved(layer)
 
 

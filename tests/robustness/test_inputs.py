@@ -18,7 +18,7 @@ from hopinterp.training.config import TrainConfig
 
 from . import samples, values
 
-QUICK = {"cards": 40, "weights": 20, "checkpoints": 30, "runs": 12, "commands": 20, "records": 20}
+QUICK = {"cards": 30, "weights": 16, "checkpoints": 16, "runs": 12, "commands": 12, "records": 12}
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,6 +28,7 @@ def test_campaign():
     counts = [word for kind, count in QUICK.items() for word in (f"--{kind}", str(count))]
     words = [sys.executable, "-m", "tests.robustness", *counts, "--seed", "11", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout, f"status {done.returncode}: {done.stderr[-2000:]}"
     tallies = json.loads(done.stdout)
     assert {kind: tally["cases"] for kind, tally in tallies.items()} == QUICK
     assert [bad for tally in tallies.values() for bad in tally["bad"]] == []

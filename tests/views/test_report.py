@@ -250,7 +250,7 @@ def test_a_page_is_written_whole_or_not_at_all(bare, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(HopInterpError, match="No space left"):
         write_report(tmp_path / "c.html", bare, "m")
     assert {path.name for path in tmp_path.iterdir()} == {"a.html", "b.html"}
