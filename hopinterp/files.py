@@ -62,7 +62,7 @@ def read_file(path: Path, most: int = LARGEST) -> bytes:
     except FileNotFoundError:
         raise HopInterpError(f"no file {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte
-        raise HopInterpError(f"cannot read {path} ({_reason(error)})") from None
+        raise HopInterpError(f"cannot read {path} ({reason(error)})") from None
 
 
 def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
@@ -111,7 +111,7 @@ def check_file_target(path: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise HopInterpError(f"cannot write {path} ({_reason(error)})") from None
+        raise HopInterpError(f"cannot write {path} ({reason(error)})") from None
 
 
 @held_back()
@@ -134,7 +134,7 @@ def write_file(path: Path, data: bytes) -> None:
             temporary = None
         _settle(path.parent)
     except (OSError, ValueError) as error:
-        raise HopInterpError(f"cannot write {path} ({_reason(error)}); nothing was written") from None
+        raise HopInterpError(f"cannot write {path} ({reason(error)}); nothing was written") from None
     finally:
         if temporary is not None:
             with suppress(OSError):
@@ -163,7 +163,7 @@ def write_directory(target: Path, contents: Mapping[str, bytes], *, overwrite: b
     except (OSError, ValueError) as error:
         if not overwrite and os.path.lexists(target):
             raise HopInterpError(f"{target} exists; nothing was written") from None
-        raise HopInterpError(f"cannot write {target} ({_reason(error)}); nothing was written") from None
+        raise HopInterpError(f"cannot write {target} ({reason(error)}); nothing was written") from None
 
 
 def _fill(temporary: Path, target: Path, contents: Mapping[str, bytes], overwrite: bool) -> None:
@@ -223,7 +223,7 @@ def _put_back(old: Path, target: Path, why: OSError) -> None:
         old.rename(target)
     except OSError:
         raise HopInterpError(
-            f"cannot write {target} ({_reason(why)}), nor put back what was there: it is in {old.name}, and comes back when "
+            f"cannot write {target} ({reason(why)}), nor put back what was there: it is in {old.name}, and comes back when "
             f"it is next asked for"
         ) from None
 
@@ -329,7 +329,7 @@ def alone_in(directory: Path, doing: str = "working") -> Iterator[None]:
         except BlockingIOError:
             raise HopInterpError(f"another process is {doing} in {directory}") from None
         except (OSError, ValueError) as error:
-            raise HopInterpError(f"cannot open {directory} ({_reason(error)})") from None
+            raise HopInterpError(f"cannot open {directory} ({reason(error)})") from None
         yield
 
 
@@ -348,5 +348,6 @@ def _held(handle: int, *, wait: bool = False) -> Iterator[None]:
     yield
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why a file could not be read or written, without its number and name."""
     return getattr(error, "strerror", None) or str(error)

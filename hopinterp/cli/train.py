@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from hopinterp import signals
-from hopinterp.cli.shared import Number, Whole, app, find_device, show, working
+from hopinterp.cli.shared import Number, Whole, app, find_device, show, whole, working
 from hopinterp.errors import HopInterpError
 from hopinterp.shown import legible
 from hopinterp.training.config import PRESETS, TrainConfig
@@ -25,9 +25,7 @@ Preset = Annotated[
     str | None,
     typer.Option(help="; ".join(f"{name}: {preset.words}" for name, preset in PRESETS.items()) + ". Default: full."),
 ]
-Threads = Annotated[
-    int | None, typer.Option(parser=Whole(), metavar="INTEGER", help="Processor threads; the machine's choice by default.")
-]
+Threads = Annotated[int | None, whole("Processor threads; the machine's choice by default.")]
 RunDevice = Annotated[str, typer.Option(help="auto (a resumed run: where it ran before), cpu, cuda or mps.")]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors.torch
 
-from hopinterp.decompile.kept import check_shown, in_a_line, packed, unpacked
+from hopinterp.decompile.kept import check_shown, packed, reading_record, unpacked
 from hopinterp.decompile.records import FORMAT, FOUND, TENSORS, Decompiled, percent, read_record, write_found
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import FAILED
@@ -130,7 +130,7 @@ def load_decompiled(directory: str | Path, model: ModelLike | None = None) -> De
     """
     source = Path(directory)
     network = None if model is None else Subject.of(model).weights_for("a program's run").to("cpu")
-    try:
+    with reading_record(source, "decompiled model"):
         given = read_json(source / FOUND)
         if given["format"] != FORMAT:
             raise HopInterpError("it was saved by another version")
@@ -144,7 +144,3 @@ def load_decompiled(directory: str | Path, model: ModelLike | None = None) -> De
             read = Decompilation(model=given["model"], by_hops=found, unsolved=unsolved_ks)
         check_shown(read)
         return read
-    except HopInterpError as error:
-        raise HopInterpError(f"{source} holds no decompiled model: {error}") from None
-    except Exception as error:  # what is damaged fails in many ways
-        raise HopInterpError(f"{source} holds no decompiled model ({in_a_line(error)})") from None

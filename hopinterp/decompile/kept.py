@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hopinterp.errors import HopInterpError
 
 
 def packed(value: Any) -> Any:
@@ -80,6 +84,17 @@ def check_shown(found: Any) -> None:
     _ = (str(found), found._repr_html_(), json.dumps(found.to_json()))
 
 
-def in_a_line(error: Exception) -> str:
-    """What went wrong in reading a record, for the end of a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+@contextmanager
+def reading_record(source: Path, what: str) -> Iterator[None]:
+    """Inside, a record is read from a directory: whatever a damaged one raises becomes a HopInterpError of one line.
+
+    Args:
+        what: it is: "verdict".
+    """
+    try:
+        yield
+    except HopInterpError as error:
+        raise HopInterpError(f"{source} holds no {what}: {error}") from None
+    except Exception as error:  # what is damaged fails in many ways
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise HopInterpError(f"{source} holds no {what} ({why})") from None

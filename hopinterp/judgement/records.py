@@ -14,7 +14,7 @@ import xarray as xr
 
 from hopinterp.decompile.decompilation import Decompilation, load_decompiled
 from hopinterp.decompile.interventions import Rate
-from hopinterp.decompile.kept import check_shown, in_a_line, unpacked
+from hopinterp.decompile.kept import check_shown, reading_record, unpacked
 from hopinterp.decompile.records import Decompiled, found_files
 from hopinterp.decompile.transplants import BlockTransplants
 from hopinterp.errors import HopInterpError
@@ -314,7 +314,7 @@ def load_verdict(directory: str | Path, model: ModelLike | None = None) -> Verdi
         HopInterpError: no such directory, or one that holds no verdict.
     """
     source = Path(directory)
-    try:
+    with reading_record(source, "verdict"):
         given = read_json(source / _JUDGEMENT)
         if given.pop("format") != _FORMAT:
             raise HopInterpError("it was saved by another version")
@@ -324,10 +324,6 @@ def load_verdict(directory: str | Path, model: ModelLike | None = None) -> Verdi
         verdict = Verdict(**_typed(given), evidence=evidence, program=program)
         check_shown(verdict)
         return verdict
-    except HopInterpError as error:
-        raise HopInterpError(f"{source} holds no verdict: {error}") from None
-    except Exception as error:  # what is damaged fails in many ways
-        raise HopInterpError(f"{source} holds no verdict ({in_a_line(error)})") from None
 
 
 def _evidence(source: Path, kind: str, sha256: str) -> xr.Dataset:

@@ -21,7 +21,7 @@ from einops import EinopsError, rearrange
 from torch import Tensor, nn
 
 from hopinterp.errors import HopInterpError
-from hopinterp.files import read_file, read_json
+from hopinterp.files import read_file, read_json, reason
 from hopinterp.models import torch_files
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import is_changed
@@ -313,7 +313,7 @@ def _from_disk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         kept = [name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
         has_config = os.path.lexists(folder / "config.json")
     except (OSError, ValueError) as error:
-        raise HopInterpError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
+        raise HopInterpError(f"cannot read {path} ({reason(error)})") from None
     if is_folder and not kept:
         raise HopInterpError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
     state = read_state_dict(folder / kept[0] if is_folder else path)
@@ -338,8 +338,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         try:
             state: Any = safetensors.torch.load(data)
         except Exception as error:  # safetensors raises several kinds on files that are not its own
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
-            raise HopInterpError(f"{path} is no safetensors file, or is truncated ({reason})") from None
+            why = " ".join(str(error).split())[:120] or type(error).__name__
+            raise HopInterpError(f"{path} is no safetensors file, or is truncated ({why})") from None
     else:
         state = torch_files.unpack(data, path)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):

@@ -121,7 +121,7 @@ def find(name: str | Path) -> Path:
             files.recover(finished)
             return finished if (finished / CARD).is_file() and not (directory / CARD).exists() else directory
     except (OSError, ValueError) as error:  # a name that is too long, a folder that is closed
-        raise HopInterpError(f"no model {str(name)!r:.200} ({getattr(error, 'strerror', None) or error})") from None
+        raise HopInterpError(f"no model {str(name)!r:.200} ({files.reason(error)})") from None
     names = {path.name: path for path in list_models()}
     if str(name) in names:
         return names[str(name)]
@@ -135,7 +135,7 @@ def list_models(directory: str | Path | None = None) -> list[Path]:
     try:
         found = [folder / name for folder in folders for name in os.listdir(folder) if (folder / name / CARD).is_file()]
     except (OSError, ValueError) as error:
-        raise HopInterpError(f"cannot list {directory} ({getattr(error, 'strerror', None) or error})") from None
+        raise HopInterpError(f"cannot list {directory} ({files.reason(error)})") from None
     return sorted(path for path in found if not path.name.startswith("."))  # a dot: one that was never finished
 
 

@@ -81,7 +81,7 @@ def check_free(target: Path, overwrite: bool) -> None:
         if not os.access(target, os.W_OK | os.X_OK):
             raise HopInterpError(f"{target} is read-only; it is not overwritten")
     except (OSError, ValueError) as error:
-        raise HopInterpError(f"cannot write {target} ({getattr(error, 'strerror', None) or error})") from None
+        raise HopInterpError(f"cannot write {target} ({files.reason(error)})") from None
 
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> tuple[HookedTransformer, HopTask]:

@@ -14,7 +14,7 @@ import torch
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import error_table, evaluate
-from hopinterp.files import alone_in, clear_leftovers, leftover, making, recover
+from hopinterp.files import alone_in, clear_leftovers, leftover, making, reason, recover
 from hopinterp.memory import require_memory
 from hopinterp.models import store
 from hopinterp.models.fused import FusedTransformer
@@ -83,7 +83,7 @@ def _new(directory: Path) -> Iterator[None]:
         except FileExistsError:
             raise HopInterpError(f"{directory} exists; give another --out, or --resume {directory}") from None
         except (OSError, ValueError) as error:
-            raise HopInterpError(f"cannot write {directory} ({getattr(error, 'strerror', None) or error})") from None
+            raise HopInterpError(f"cannot write {directory} ({reason(error)})") from None
         _check_new(directory)
         held.enter_context(alone_in(directory, "training"))
         _check_new(directory)  # by now no other process can come between
@@ -95,7 +95,7 @@ def _check_new(directory: Path) -> None:
     try:
         used = any(not leftover(path) for path in directory.iterdir())
     except OSError as error:
-        raise HopInterpError(f"cannot read {directory} ({error.strerror})") from None
+        raise HopInterpError(f"cannot read {directory} ({reason(error)})") from None
     if used:
         raise HopInterpError(f"{directory} exists; give another --out, or --resume {directory}")
 
@@ -148,8 +148,8 @@ def _last(config: TrainConfig, directory: Path, device: str | torch.device | Non
     except HopInterpError:
         raise
     except Exception as error:  # one that was made by hand, its digest too
-        reason = f"({type(error).__name__}: {error}); the run cannot go on from it"
-        raise HopInterpError(f"{directory / CHECKPOINT} is damaged {reason}") from None
+        why = f"({type(error).__name__}: {error}); the run cannot go on from it"
+        raise HopInterpError(f"{directory / CHECKPOINT} is damaged {why}") from None
     return run
 
 

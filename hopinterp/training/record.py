@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from hopinterp.errors import HopInterpError
-from hopinterp.files import read_file, read_json, write_file
+from hopinterp.files import digest, read_file, read_json, write_file
 from hopinterp.models import torch_files
 from hopinterp.training.config import TrainConfig
 from hopinterp.training.run import Run
@@ -119,7 +118,7 @@ def read_checkpoint(directory: Path, config: TrainConfig) -> dict[str, Any]:
 
 def _sealed(data: bytes) -> bytes:
     """The digest that a checkpoint ends with: torch's own checksums are not checked when it is loaded."""
-    return b"\nsha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n"
+    return b"\nsha256 " + digest(data).encode() + b"\n"
 
 
 def write_in_run(path: Path, data: bytes) -> None:

@@ -27,15 +27,6 @@ COMMANDS = {
 JSON = {name: words for name, words in COMMANDS.items() if name != "train"}
 
 
-@pytest.fixture(scope="module")
-def small(server, tmp_path_factory):
-    """A directory with a small model m, one beside it whose name no ASCII terminal has, and a state dict."""
-    where = tmp_path_factory.mktemp("small")
-    assert server.run(*CONSTRUCT, cwd=where).status == 0
-    assert server.run(":gpt2", "s.pt", cwd=where).status == 0
-    return where
-
-
 @pytest.fixture
 def copy(small, tmp_path):
     shutil.copytree(small, tmp_path / "copy")

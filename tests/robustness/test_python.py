@@ -60,6 +60,13 @@ class Worked(Exception):
 
 
 @pytest.fixture
+def types_unchecked(pytestconfig):
+    """Skipped where the suite executes plain types."""
+    if pytestconfig.getoption("jaxtyping_packages"):
+        pytest.skip("the checker of types comes first")
+
+
+@pytest.fixture
 def idle(monkeypatch):
     """A model that runs is noticed."""
 
@@ -88,11 +95,9 @@ def faults(cases):
     return found
 
 
-@pytest.mark.usefixtures("idle")
+@pytest.mark.usefixtures("types_unchecked", "idle")
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_numbers(name, small_model, small_task, pytestconfig):
-    if pytestconfig.getoption("jaxtyping_packages"):
-        pytest.skip("the checker of types comes first")
+def test_numbers(name, small_model, small_task):
     function = FUNCTIONS[name]
     hops = HOPS if name in SEVERAL else (*HOPS, None)
     cases: Cases = [(f"hops={k!r}", lambda k=k: function(small_model, small_task, k)) for k in hops]
@@ -138,11 +143,9 @@ def models(small_model):
     }
 
 
-@pytest.mark.usefixtures("idle")
+@pytest.mark.usefixtures("types_unchecked", "idle")
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_models_and_tasks(name, small_model, small_task, pytestconfig):
-    if pytestconfig.getoption("jaxtyping_packages"):
-        pytest.skip("the checker of types comes first")
+def test_models_and_tasks(name, small_model, small_task):
     function = FUNCTIONS[name]
     cases: Cases = [
         (f"model: {what}", lambda model=model: function(model, small_task, 2)) for what, model in models(small_model).items()

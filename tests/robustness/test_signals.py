@@ -129,15 +129,6 @@ def test_a_command_at_work_ends_in_one_line(server, small, words, name):
     assert not leftovers(small)
 
 
-@pytest.fixture(scope="module")
-def small(server, tmp_path_factory):
-    """A directory with a small model m and a state dict s.pt."""
-    where = tmp_path_factory.mktemp("small")
-    assert server.run(*CONSTRUCT, cwd=where).status == 0
-    assert server.run(":gpt2", "s.pt", cwd=where).status == 0
-    return where
-
-
 def test_a_signal_while_everything_is_imported(server, small):
     """The first thing that a command does is to say how it ends."""
     late = "import hopinterp.cli.shared as s, time; s.open_model = 0\n"
