@@ -1,8 +1,10 @@
-"""How much memory there is, and a refusal in one line of what would need more."""
+"""How much memory there is, a refusal in one line of what would need more, and giving back what is free."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +26,21 @@ def memory() -> int:
         except (OSError, ValueError):  # there is no such group, or it says "max"
             continue
     return found
+
+
+def release_memory() -> None:
+    """Give what was freed back to the system, between two stages of work whose tensors have different sizes: glibc keeps it,
+    in holes that the next stage's do not fit. Elsewhere nothing is done."""
+    if trim := _trim():
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # Windows, or a system without a C library to load
+        return None
 
 
 def require_memory(what: str, wanted: int) -> None:

@@ -17,6 +17,7 @@ from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.routes import fit_routes
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import evaluate
+from hopinterp.memory import release_memory
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
@@ -192,4 +193,5 @@ class _Work:
         )
 
     def _finished(self, k: int, stage: int) -> None:
+        release_memory()
         self.done(1, f"k = {k}: {STAGES[min(stage + 1, len(STAGES) - 1)]}")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from hopinterp.decompile.nodes import Jumps, Node, Nodes, connected, derivations
 from hopinterp.decompile.routes import Routing
 from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
 from hopinterp.evidence.intervals import bootstrap
+from hopinterp.memory import release_memory
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.seeds import seeded
 
@@ -31,6 +32,8 @@ a quarter above the tolerance: with 800 fresh rows less than this would hardly s
 WELL = 1.5
 """Times the tolerance: a tree found from one tier that does no worse on the fitting pairs makes larger tiers needless."""
 ORDERS = 3
+ROWS = 160
+"""That are run at once where every place of the chain is live."""
 
 
 @dataclass(frozen=True)
@@ -134,30 +137,31 @@ def find_tree(
         rows = Rows.draw(routing.task, routing.hops, count, positions=positions, seed=3 * seed + number)
         return TreeRunner.of(model, routing, rows)
 
-    whole, fit = reachable(routing), runner(2 / 3, 3, 1)
-    pruner = Pruner(fit, whole)
+    whole = reachable(routing)
+    pruner = Pruner(runner(2 / 3, 3, 1), whole)
     kept = [pruner.prune(seed=order) for order in range(orders)]
     best = min(kept, key=pruner.rank)
+    release_memory()
     fresh = runner(1, 4, 2)
     effects = _supported(fresh, printed(best, routing.hops))
     if every_way and pruner.rank(best)[0] <= WELL * pruner.tolerance:  # else no way is known, and others tell nothing
         effects = _with_others(pruner, best, fresh, effects)
-    all_live = runner(0.4, 4, 3)
-    state = all_live.run(whole)
-    without = all_live.error(all_live.without(state, effects))
-    spare = frozenset(
-        node
-        for node in on_paths(frozenset(effects), routing.hops)
-        if all_live.error(all_live.without(state, [node])) < all_live.error(state) + LEAST_EFFECT
-    )
-    backup = Pruner(fit, connected(whole - effects.keys())).prune() if without < 0.5 else frozenset()
+    del pruner  # each runner is let go before the next is made: they are large
+    fresh = fresh.on(fresh.rows)
+    release_memory()
     measured = _measure(fresh, effects, best)
+    del fresh
+    release_memory()
+    all_live = _all_live(runner(0.4, 4, 3), whole, frozenset(effects))
+    release_memory()
+    others = connected(whole - effects.keys())
+    backup = Pruner(runner(2 / 3, 3, 1), others).prune() if all_live.without < 0.5 else frozenset()
     return ValueTree(
         **measured,
-        whole_error=all_live.error(state),
-        without=without,
+        whole_error=all_live.error,
+        without=all_live.without,
         backup=backup,
-        spare=spare,
+        spare=all_live.spare,
         stability=_overlap(kept),
         sizes=tuple(map(len, kept)),
     )
@@ -184,6 +188,29 @@ def _with_others(pruner: Pruner, best: Nodes, fresh: TreeRunner, effects: Mappin
         found |= {one: its[one] for one in new}
         todo += sorted(new)
     return found
+
+
+class _AllLive(NamedTuple):
+    """Everything that the routes reach is kept: the error so, the error without a tree's nodes, and those of its carrying
+    nodes that can go, each alone."""
+
+    error: float
+    without: float
+    spare: Nodes
+
+
+def _all_live(runner: TreeRunner, whole: Nodes, tree: Nodes) -> _AllLive:
+    """Run on some of the rows after the other: every place of the chain is live here, where trees have a few."""
+    removed = [tree, *([node] for node in on_paths(tree, runner.routing.hops))]
+    wrong = torch.zeros(1 + len(removed), dtype=torch.long)
+    for rows in runner.rows.parts(ROWS):
+        part = runner.on(rows)
+        state = part.run(whole)
+        left = [part.wrong(part.without(state, nodes)).sum() for nodes in removed]
+        wrong += torch.stack([part.wrong(state).sum(), *left])
+    error, without, *alone = (wrong / len(runner.rows)).tolist()
+    spare = frozenset(nodes[0] for nodes, one in zip(removed[1:], alone, strict=True) if one < error + LEAST_EFFECT)
+    return _AllLive(error, without, spare)
 
 
 def _measure(fresh: TreeRunner, effects: Mapping[Node, Effect], kept: Nodes) -> dict[str, Any]:

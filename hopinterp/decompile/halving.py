@@ -22,13 +22,13 @@ def remove(
         without: the circuit without some units; None where that is not allowed.
         left: those of some units that a circuit still has, for units that go when others do.
     """
-    tried = left(state, tried)
-    if not tried:
-        return state
-    smaller = without(state, tried)
-    if smaller is not None:
-        return smaller
-    if len(tried) == 1:
-        return state
-    half = len(tried) // 2
-    return remove(remove(state, tried[:half], without, left), tried[half:], without, left)
+    todo = [tried]
+    while todo:  # not by recursion, every level of which would keep a circuit's whole run
+        units = left(state, todo.pop())
+        smaller = without(state, units) if units else None
+        if smaller is not None:
+            state = smaller
+        elif len(units) > 1:
+            half = len(units) // 2
+            todo += [units[half:], units[:half]]
+    return state

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from torch import Tensor
 
 from hopinterp.decompile.halving import remove
 from hopinterp.decompile.live import LiveRunner, LiveState, Site, Sites
 from hopinterp.evidence.intervals import bootstrap
+from hopinterp.memory import release_memory
 
 TOLERANCE = 0.02
 """The joint error that a circuit may have on the fitting pairs, of the .10 that is allowed on fresh ones. Constructed models
@@ -53,24 +54,23 @@ class _Run:
 
     Attributes:
         fit: runs all fitting pairs.
-        order: of the pairs in the shares.
-        shares: of each share its runner and its state.
+        shares: of each share its runner, a view of `fit`, and its state.
     """
 
     fit: LiveRunner
-    order: Int[Tensor, " pair"]
     shares: list[tuple[LiveRunner, LiveState]]
 
     @classmethod
     def of(cls, fit: LiveRunner, kept: Iterable[Site]) -> _Run:
         """A circuit from scratch."""
-        return cls._split(fit, torch.arange(len(fit.pairs.base)), fit.run(kept))
+        return cls._split(fit, fit.run(kept))
 
     @classmethod
-    def _split(cls, fit: LiveRunner, order: Int[Tensor, " pair"], state: LiveState) -> _Run:
-        ends = [0, *(round(share * len(order)) for share in accumulate(SHARES))]
-        parts = [order[start:end] for start, end in pairwise(ends) if end > start]
-        return cls(fit, order, [(fit.of_pairs(part), state.of_pairs(part)) for part in parts])
+    def _split(cls, fit: LiveRunner, state: LiveState) -> _Run:
+        pairs = len(fit.pairs.base)
+        ends = [0, *(round(share * pairs) for share in accumulate(SHARES))]
+        parts = [(start, end) for start, end in pairwise(ends) if end > start]
+        return cls(fit, [(fit.of_pairs(*part), state.of_pairs(*part)) for part in parts])
 
     @property
     def kept(self) -> Sites:
@@ -93,34 +93,43 @@ class _Run:
     def least_certain_first(self) -> _Run:
         """The same run with its pairs in the order of how far their answers are from being wrong. It takes this one's place,
         which is empty then: both at once would be a second model's worth of memory."""
-        margin = torch.cat([runner.margin(state).amin(1) for runner, state in self.shares])
-        state = LiveState.joined([state for _, state in self.shares]).of_pairs(self.order.argsort())
+        order = torch.cat([runner.margin(state).amin(1) for runner, state in self.shares]).argsort(stable=True)
+        state = LiveState.joined([state for _, state in self.shares], order)
         self.shares.clear()
-        return self._split(self.fit, self.order[margin.argsort(stable=True)], state)
+        fit = self.fit.reordered(order)
+        release_memory()
+        return self._split(fit, state)
 
 
-def find_joint(fit: LiveRunner, fresh: Callable[[], LiveRunner], values: Iterable[Site], pointers: Iterable[Site]) -> Joint:
+def find_joint(fit: LiveRunner, fresh: Iterable[LiveRunner], values: Iterable[Site], pointers: Iterable[Site]) -> Joint:
     """From a value tree and its pointer trees: add what the error needs, then take away what it does not.
 
     Block 0 is added first, at all places where the trees stand: it tells positions which letters are nearby.
 
     Args:
-        fresh: makes the runner of the pairs that the circuit is judged on, once it is found.
+        fresh: runners of the pairs that the circuit is judged on, each made when the one before it is done with.
     """
     whole = fit.whole
     tree = frozenset(values) & whole
     seed = tree | (frozenset(pointers) & whole)
     least, by_values = fit.error(fit.run(whole)), fit.error(fit.run(tree))
+    release_memory()
     kept, fitted, seeded = _search(fit, whole, seed, max(TOLERANCE, least))
     del fit
-    judging = fresh()
-    wrong = judging.wrong(judging.run(kept))
-    counts = torch.zeros(len(judging.pairs.batch), 2, dtype=torch.float64)
-    both = torch.stack([wrong.sum(1), torch.full((len(wrong),), wrong.shape[1])], dim=1).double()
-    counts.index_add_(0, judging.pairs.base, both)
+    release_memory()
+    counts = sum(_counts(runner, kept) for runner in fresh)
+    assert isinstance(counts, Tensor)
     low, high = bootstrap(counts[:, 0], counts[:, 1], seed=0)
-    error = float(wrong.float().mean())
+    error = float(counts[:, 0].sum() / counts[:, 1].sum())
     return Joint(kept, error, float(low), float(high), fitted=fitted, seeded=seeded, values=by_values, whole=least)
+
+
+def _counts(runner: LiveRunner, kept: Sites) -> Float[Tensor, "sequence 2"]:
+    """Of every sequence, how many positions are answered wrong, and how many there are."""
+    wrong = runner.wrong(runner.run(kept))
+    counts = torch.zeros(len(runner.pairs.batch), 2, dtype=torch.float64)
+    both = torch.stack([wrong.sum(1), torch.full((len(wrong),), wrong.shape[1])], dim=1).double()
+    return counts.index_add_(0, runner.pairs.base, both)
 
 
 def _search(fit: LiveRunner, whole: Sites, seed: Sites, enough: float) -> tuple[Sites, float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -73,6 +73,11 @@ class Pairs:
         drawn = torch.rand(len(base), batch.tokens.shape[1], generator=generator).masked_fill(~batch.scored[base], -1)
         return cls(batch, base, partner, drawn.argsort(1, descending=True)[:, :watched])
 
+    def parts(self, most: int) -> Iterator[Pairs]:
+        """The same pairs in parts of at most so many."""
+        for part in torch.arange(len(self.base)).split(most):
+            yield replace(self, base=self.base[part], partner=self.partner[part], position=self.position[part])
+
     @property
     def answer(self) -> Int[Tensor, "pair watched"]:
         """hop_k(X)_i as a token."""
@@ -109,19 +114,20 @@ class LiveState:
     z: list[Heads]
     logits: Float[Tensor, "pair watched d_vocab"]
 
-    def of_pairs(self, rows: Int[Tensor, " row"]) -> LiveState:
-        """Of some of the pairs."""
-        streams, values, z = ([x.index_select(1, rows) for x in xs] for xs in (self.streams, self.values, self.z))
-        return LiveState(self.kept, self.by_head, streams, values, z, self.logits[rows])
+    def of_pairs(self, start: int, end: int) -> LiveState:
+        """Of some of the pairs, as views."""
+        streams, values, z = ([x[:, start:end] for x in xs] for xs in (self.streams, self.values, self.z))
+        return LiveState(self.kept, self.by_head, streams, values, z, self.logits[start:end])
 
     @classmethod
-    def joined(cls, states: Sequence[LiveState]) -> LiveState:
-        """The run of one circuit on the pairs of several runs."""
+    def joined(cls, states: Sequence[LiveState], order: Int[Tensor, " pair"]) -> LiveState:
+        """The run of one circuit on the pairs of several runs, in another order."""
         streams, values, z = (
-            [torch.cat(blocks, 1) for blocks in zip(*lists, strict=True)]
+            [torch.cat(blocks, 1).index_select(1, order) for blocks in zip(*lists, strict=True)]
             for lists in zip(*((state.streams, state.values, state.z) for state in states), strict=True)
         )
-        return cls(states[0].kept, states[0].by_head, streams, values, z, torch.cat([state.logits for state in states]))
+        logits = torch.cat([state.logits for state in states])[order]
+        return cls(states[0].kept, states[0].by_head, streams, values, z, logits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,13 +190,24 @@ class LiveRunner:
         empty = LiveState(frozenset(), {}, streams, nothing, others, model.unembed(streams[-1][0]))
         return cls(model, pairs, places, keys, values, values_there, empty, position)
 
-    def of_pairs(self, rows: Int[Tensor, " row"]) -> LiveRunner:
-        """For some of the pairs."""
+    def of_pairs(self, start: int, end: int) -> LiveRunner:
+        """For some of the pairs, with views of this one's tensors."""
         pairs = self.pairs
-        some = replace(pairs, base=pairs.base[rows], partner=pairs.partner[rows], position=pairs.position[rows])
-        keys, values, there = ([x.index_select(1, rows) for x in xs] for xs in (self.keys, self.values, self.values_there))
-        empty, position = self.empty.of_pairs(rows), self.position[rows]
+        base, partner, position = (x[start:end] for x in (pairs.base, pairs.partner, pairs.position))
+        some = replace(pairs, base=base, partner=partner, position=position)
+        keys, values, there = ([x[:, start:end] for x in xs] for xs in (self.keys, self.values, self.values_there))
+        empty, position = self.empty.of_pairs(start, end), self.position[start:end]
         return LiveRunner(self.model, some, self.places, keys, values, there, empty, position)
+
+    def reordered(self, order: Int[Tensor, " pair"]) -> LiveRunner:
+        """With its pairs in another order. It takes this one's place, tensor by tensor: both at once would be a second
+        model's worth of memory."""
+        pairs, empty = self.pairs, self.empty
+        some = replace(pairs, base=pairs.base[order], partner=pairs.partner[order], position=pairs.position[order])
+        for tensors in (self.keys, self.values, self.values_there, empty.streams, empty.values, empty.z):
+            for n, tensor in enumerate(tensors):
+                tensors[n] = tensor.index_select(1, order)
+        return replace(self, pairs=some, empty=replace(empty, logits=empty.logits[order]), position=self.position[order])
 
     @property
     def whole(self) -> Sites:

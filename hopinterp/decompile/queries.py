@@ -17,10 +17,13 @@ from hopinterp.decompile.nodes import Node, Nodes, Place
 from hopinterp.decompile.pointers import Pointers, PointerTree, carried, looks, moved
 from hopinterp.decompile.readings import Reading, read_queries
 from hopinterp.decompile.routes import Routing
+from hopinterp.memory import release_memory
 from hopinterp.models.fused import FusedTransformer
 
 FIT_SEQUENCES, WATCHED = 60, 2
 """Sequences that the joint circuit is found on, and positions watched in each: with two partners each 240 answers."""
+AT_ONCE = 60
+"""Fresh pairs that the joint circuit runs on at once."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,7 @@ def find_queries(
         queries.append(Query(node, read[node.layer, node.head], found))
     seeds = tree | pointers.behind(tree, stray=True)
     del pointers  # and with it the runs that trees were found on
+    release_memory()
     joint = _joint(model, routing, tree, seeds, sequences, seed)
     return Queries(routing.hops, model.spec.n_layers, tree, tuple(queries), joint)
 
@@ -200,10 +204,9 @@ def _joint(model: FusedTransformer, routing: Routing, tree: Nodes, seeds: Nodes,
     task, hops = routing.task, routing.hops
     fit = Pairs.draw(task, hops, FIT_SEQUENCES, watched=WATCHED, seed=5 * seed + 3)
     fresh = Pairs.draw(task, hops, sequences, watched=WATCHED, seed=5 * seed + 4)
-    # neither stays longer than it is needed: they are the largest things that a decompilation holds
-    return find_joint(
-        LiveRunner.of(model, fit, hops), lambda: LiveRunner.of(model, fresh, hops), _sites(tree), _sites(seeds)
-    )
+    judging = (LiveRunner.of(model, part, hops) for part in fresh.parts(AT_ONCE))
+    # none stays longer than it is needed: they are the largest things that a decompilation holds
+    return find_joint(LiveRunner.of(model, fit, hops), judging, _sites(tree), _sites(seeds))
 
 
 def _sites(nodes: Iterable[Node]) -> list[Site]:

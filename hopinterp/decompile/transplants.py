@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,15 @@ from hopinterp.decompile.nodes import START, Node, Path, derivations
 from hopinterp.decompile.queries import Queries, Query
 from hopinterp.decompile.readings import named
 from hopinterp.decompile.records import Decompiled
-from hopinterp.engine.per_position import transplanted
+from hopinterp.engine.per_position import Site, transplanted
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
 from hopinterp.evidence.transplants.pairs import MatchedPairs
 from hopinterp.models.subject import Subject
 from hopinterp.task import Batch
+
+AT_ONCE = 32
+"""Pairs of sequences of which all activations are kept at once."""
 
 Letters = Int[Tensor, "way batch position"]
 """Letters 0 … |Σ| − 1 that ways bring to i; −1 where a way says nothing."""
@@ -101,14 +105,20 @@ def measure_transplants(
     if not pairs.counted.any():
         raise HopInterpError(f"no position counts in {sequences} pairs at k = {queries.hops}: draw more")
     layers = subject.layers()
-    answers = [
-        logits.argmax(-1) - task.first_letter
-        for logits in transplanted(subject, pairs.base.tokens, pairs.source.tokens, [(layer, None) for layer in layers])
-    ]
+    answers = [answer - task.first_letter for answer in _answers(subject, pairs)]
     tables = [_Table.of(queries, pairs, layer, answer) for layer, answer in zip(layers, answers, strict=True)]
     agreement = _rate([(t.right & t.unanimous, t.unanimous) for t in tables[:-1]])
     lift = _difference([(t.voted.float() - t.single_hit.float(), t.split) for t in tables[:-1]])
     return BlockTransplants(queries.hops, match, tuple(t.summary() for t in tables), agreement, lift, sequences)
+
+
+def _answers(subject: Subject, pairs: MatchedPairs) -> list[Int[Tensor, "pair position"]]:
+    """The answers after a transplant at each block, some pairs at once: two whole runs are kept of each."""
+    sites: list[Site] = [(layer, None) for layer in subject.layers()]
+    parts = math.ceil(len(pairs.base.tokens) / AT_ONCE)
+    tokens = zip(pairs.base.tokens.tensor_split(parts), pairs.source.tokens.tensor_split(parts), strict=True)
+    found = [[logits.argmax(-1) for logits in transplanted(subject, *both, sites)] for both in tokens]
+    return [torch.cat(answers) for answers in zip(*found, strict=True)]
 
 
 # -- what the program says ---------------------------------------------------------------------------------------------

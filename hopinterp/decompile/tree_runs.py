@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -53,6 +53,12 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.sequence)
+
+    def parts(self, most: int) -> Iterator[Rows]:
+        """The same rows in parts of at most so many."""
+        for part in torch.arange(len(self)).split(most):
+            chosen = (x[part] for x in (self.sequence, self.position, self.partner, self.partner_position))
+            yield Rows(self.batch, *chosen)
 
     @classmethod
     def draw(cls, task: HopTask, hops: int, sequences: int, *, positions: int = 2, partners: int = 2, seed: int = 0) -> Rows:
@@ -203,6 +209,10 @@ class TreeRunner:
     def of(cls, model: FusedTransformer, routing: Routing, rows: Rows) -> TreeRunner:
         """With what lies outside the tree computed from the rows' sequences."""
         return cls(model, routing, rows, Outside.of(model, routing, rows.batch))
+
+    def on(self, rows: Rows) -> TreeRunner:
+        """The same on some of its rows."""
+        return replace(self, rows=rows, _cache={})
 
     # -- what does not depend on the tree -----------------------------------------------------------------------------
 

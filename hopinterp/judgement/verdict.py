@@ -21,6 +21,7 @@ from hopinterp.judgement.laws import BEYOND, LINEAR, program_controls
 from hopinterp.judgement.readings import Block, Resolved, read_blocks, read_controls, rows
 from hopinterp.judgement.records import Agreement, Capacity, Growth, Survey, Verdict
 from hopinterp.judgement.rules import Decision, decide
+from hopinterp.memory import release_memory
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report
 from hopinterp.seeds import check_seed
@@ -134,7 +135,9 @@ class _Work:
         left = [kind for kind in KINDS.values() if kind.name not in found]
         for done, kind in enumerate(left):
             report(Progress(kind.words, done, len(left) + 1))
+            release_memory()
             found[kind.name] = kind.gather(self.subject, self.task, hops, self.sequences, self.seed)
+        release_memory()
         report(Progress("transplants foretold", len(left), len(left) + 1))
         verdict = judge(found, hops, self.settings, program=program, foretold=self.foretold(program), no_program=why)
         report(Progress("verdict", len(left) + 1, len(left) + 1))

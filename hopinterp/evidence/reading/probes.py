@@ -18,6 +18,7 @@ from hopinterp.errors import HopInterpError
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
 from hopinterp.evidence.reading.linear import Standardizer, fit_logistic, fit_ridge
+from hopinterp.memory import release_memory
 from hopinterp.models.hooks import resid_post
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Advance, Report, counted
@@ -117,6 +118,7 @@ def probe(
     fitted = counted("fitting probes", 2 * len(chosen), report)
     grid = _probe_grid(subject, train, test, chosen, readout, seed, fitted)
     without_training = _probe_grid(subject.untrained(seed), train, test, chosen, readout, None, fitted)
+    release_memory()
     rows = _Rows.of(test, last)
     majority, lower = _cheap_explanations(task, target, rows, seed)
     counts = _per_sequence(rows.valid, rows)
