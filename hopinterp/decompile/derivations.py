@@ -201,15 +201,16 @@ class _AllLive(NamedTuple):
 
 def _all_live(runner: TreeRunner, whole: Nodes, tree: Nodes) -> _AllLive:
     """Run on some of the rows after the other: every place of the chain is live here, where trees have a few."""
-    removed = [tree, *([node] for node in on_paths(tree, runner.routing.hops))]
+    carrying = sorted(on_paths(tree, runner.routing.hops))
+    removed: list[Collection[Node]] = [tree, *([node] for node in carrying)]
     wrong = torch.zeros(1 + len(removed), dtype=torch.long)
     for rows in runner.rows.parts(ROWS):
         part = runner.on(rows)
         state = part.run(whole)
         left = [part.wrong(part.without(state, nodes)).sum() for nodes in removed]
         wrong += torch.stack([part.wrong(state).sum(), *left])
-    error, without, *alone = (wrong / len(runner.rows)).tolist()
-    spare = frozenset(nodes[0] for nodes, one in zip(removed[1:], alone, strict=True) if one < error + LEAST_EFFECT)
+    error, without, *each = (wrong / len(runner.rows)).tolist()
+    spare = frozenset(node for node, one in zip(carrying, each, strict=True) if one < error + LEAST_EFFECT)
     return _AllLive(error, without, spare)
 
 
