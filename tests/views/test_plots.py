@@ -83,7 +83,7 @@ def test_a_dark_figure_has_no_dark_words_and_keeps_its_colours_outside(small_mod
     found = hi.evaluate(small_model, small_task, sequences=2)
     with scheme("dark", ground="#101010") as dark:
         figure = plots.error_curve(found)
-    figure.canvas.draw()  # ticks are made when they are first drawn
+    figure.draw_without_rendering()  # ticks are made when they are first drawn
     assert to_hex(figure.get_facecolor()) == to_hex(figure.axes[0].get_facecolor()) == "#101010"
     words = [text for text in figure.findobj(Text) if text.get_text()]
     assert len(words) > 8
