@@ -81,3 +81,13 @@ class Scale:
         return xr.Dataset(
             {"clean": ("metric", clean.mean(1).cpu().numpy()), "corrupt": ("metric", corrupt.mean(1).cpu().numpy())}
         )
+
+
+def in_part(found: xr.Dataset) -> xr.DataArray:
+    """Chain positions whose effect is too small to matter by itself and yet surely more than a place's off the chain.
+
+    Args:
+        found: what `patch` returned, by="chain", or a part of it.
+    """
+    partly: xr.DataArray = (found.low > found.off_chain_high) & ~found.matters
+    return partly
