@@ -65,7 +65,7 @@ def unit_ticks(axes: Axes, values: xr.DataArray | xr.Dataset, edges: str = "") -
     axes.set_ylim(-0.5, len(places) - 0.5)
     for row in range(1, len(places) if edges else 0):
         if heads and places[row][0] != places[row - 1][0]:
-            axes.axhline(row - 0.5, color=edges, lw=1.5)
+            axes.axhline(row - 0.5, color=edges, lw=1.2)
 
 
 def last_hop(axes: Axes, k: int) -> None:

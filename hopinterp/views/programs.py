@@ -151,7 +151,7 @@ def _strands(axes: Axes, found: Decompiled, layout: _Layout) -> None:
                 one for one in found.tree.nodes if one.place == node.target and one.layer < node.layer
             ]
             for source in below or [None]:
-                _arc(axes, _source(layout, node, source), layout.at[node], (0.0, 0.0), current().quiet, ":")
+                _arc(axes, _source(layout, node, source), layout.at[node], (0.0, 0.0), current().quiet, ":", 0.9)
     starts = [_source(layout, node, source) for _, node, source in steps]
     for index, (number, node, _) in enumerate(steps):
         leaving = [one for one, start in zip(steps, starts, strict=True) if start == starts[index]]
@@ -178,8 +178,8 @@ def _slot(strands: list[tuple[int, Node, Node | None]], one: tuple[int, Node, No
 
 
 def _look(number: int) -> tuple[str, Any]:
-    """Ink and dashes of a derivation."""
-    return current().ink(INKS[number % len(INKS)]), LINES[(number // len(INKS)) % len(LINES)]
+    """Ink and dashes of a derivation; by both, so that a print in grey tells them apart."""
+    return current().ink(INKS[number % len(INKS)]), LINES[number % len(LINES)]
 
 
 def _source(layout: _Layout, node: Node, source: Node | None) -> Point:
@@ -190,7 +190,7 @@ def _source(layout: _Layout, node: Node, source: Node | None) -> Point:
     return layout.x(node.target), 0.0
 
 
-def _arc(axes: Axes, start: Point, end: Point, aside: Point, ink: str, dashes: Any) -> None:
+def _arc(axes: Axes, start: Point, end: Point, aside: Point, ink: str, dashes: Any, width: float = 1.5) -> None:
     """Up from where it reads, then over to the head; `aside`: how far beside both ends."""
     (x0, y0), (x1, y1) = start, end
     if abs(x1 - x0) < 0.05:
@@ -200,7 +200,7 @@ def _arc(axes: Axes, start: Point, end: Point, aside: Point, ink: str, dashes: A
         bend = y0 + 0.35 * (y1 - y0)
         points = [(x0 + aside[0], y0), (x0 + aside[0], bend), (x0 + aside[0], y1 - aside[1]), (x1, y1 - aside[1])]
         codes = [Path.MOVETO, *[Path.CURVE4] * 3]
-    axes.add_patch(PathPatch(Path(points, codes), fc="none", ec=ink, lw=1.5, ls=dashes, zorder=2, capstyle="butt"))
+    axes.add_patch(PathPatch(Path(points, codes), fc="none", ec=ink, lw=width, ls=dashes, zorder=2, capstyle="butt"))
 
 
 def _boxes(axes: Axes, found: Decompiled, layout: _Layout) -> None:
@@ -236,7 +236,7 @@ def _legend(drawn: Figure, found: Decompiled) -> None:
         ink, dashes = _look(number)
         lines[f"{found.hops} = {summed(jumps)}"] = Line2D([], [], color=ink, ls=dashes, lw=1.8)
     if found.tree.aside:
-        lines["tells what the answer is not"] = Line2D([], [], color=current().quiet, ls=":", lw=1.5)
+        lines["tells what the answer is not"] = Line2D([], [], color=current().quiet, ls=":", lw=0.9)
     drawn.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8, handlelength=2.6)
 
 

@@ -109,7 +109,7 @@ def argmax_map(found: xr.Dataset, title: str = "") -> Figure:
         axes.set_xticks(range(columns), found.hops.values)
         axes.tick_params(length=0)
         axes.set(xlabel="hops k asked for", title=title or "find$^j$ that a head agrees with best")
-        hop_bar(figure, [axes], colours, norm, "j (pale: low cosine)")
+        hop_bar(figure, [axes], colours, norm, "j (faint: low cosine)")
         return figure
 
 
