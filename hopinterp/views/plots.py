@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator
 
 from hopinterp.errors import HopInterpError
-from hopinterp.evidence.patching.effects import in_part
+from hopinterp.evidence.patching.effects import IN_PART, in_part
 from hopinterp.files import check_file_target, write_file
 from hopinterp.theory.hypotheses import exact
 from hopinterp.views.axes import (
@@ -38,7 +38,6 @@ from hopinterp.views.style import FAMILY_INK, FAMILY_MARKER, SHARES, current, st
 logging.getLogger("matplotlib.backends.backend_ps").setLevel(logging.ERROR)
 
 _UNDATED = {"svg": {"Date": None}, "svgz": {"Date": None}, "pdf": {"CreationDate": None}}
-_SHOWN = 0.05  # effects under it have no number in their cell, unless they are marked
 _NOTHING = 0.02  # of the largest effect
 
 
@@ -187,12 +186,10 @@ def light_cone(found: xr.Dataset, metric: str, title: str = "") -> Figure:
         for axes, where in zip(panels, one["where"].values, strict=True):
             effect = stacked.effect.sel(where=where)
             image = axes.imshow(effect, cmap=SHARES, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-            shown = abs(effect.values) >= _SHOWN
             for line, marked in marks.items():
                 for unit, j in np.argwhere(marked.sel(where=where).values):
                     frame(axes, j, unit, over(_cell(effect[unit, j])), line)
-                    shown[unit, j] = True
-            _numbers(axes, effect.values, shown)
+            _numbers(axes, effect.values, abs(effect.values) >= IN_PART)
             hop_ticks(axes, one.sizes["hop"] - 1)
             axes.set(xlabel="j", title=titles[str(where)])
         unit_ticks(panels[0], stacked, edges="white")
@@ -202,7 +199,7 @@ def light_cone(found: xr.Dataset, metric: str, title: str = "") -> Figure:
         words = metric.replace("_", " ")
         heading(figure, title or f"{found.attrs['site']}, {found.attrs['direction']}, k = {found.attrs['hops']}")
         bar = f"matters: 95% interval above {found.attrs['bar']:.2f}"
-        partly = framed("in part: above that of a place off the chain", "dashed")
+        partly = framed(f"in part: {IN_PART:g} and more, above a place off the chain", "dashed")
         figure.legend(handles=[framed(bar), partly], loc="outside lower center", ncols=2, fontsize=7.5)
         figure.colorbar(image, ax=panels, label=f"effect ({words})", shrink=0.9)
         return figure

@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from hopinterp.evidence.patching.effects import in_part
+from hopinterp.evidence.patching.effects import IN_PART, in_part
 from hopinterp.evidence.reading.behaviour import SOLVED, capacity, error_table, mismatch, solved_by
 from hopinterp.shown import legible
 from hopinterp.theory.hypotheses import exact
@@ -230,13 +230,13 @@ def patch_reading(found: xr.Dataset, metric: str) -> str:
         named = ", ".join(f"{'block' if name == 'layer' else name} {value}" for name, value in place.items())
         return f"{key}\nLargest: {_decimals(one.effect.sel(place))} at {named}."
     key += f" Place j: at find^j(i), or before it. Green, *: it matters, the interval lies above {settings['bar']:.2f}."
-    key += " In part, ·: above that of a place off the chain."
+    key += f" In part, ·: {IN_PART:g} and more, and above a place off the chain."
     parts = [f"{name}: {_where_it_matters(unit)}" for name, unit in _units(one)]
     return f"{key}\nThe answer at i hangs on chain positions: {'; '.join(parts)}."
 
 
 def _where_it_matters(unit: xr.Dataset) -> str:
-    """Chain positions that matter; in brackets those that do in part: more than a place off the chain."""
+    """Chain positions that matter; in brackets those that do in part."""
     partly = in_part(unit)
 
     def listed(marked: xr.DataArray) -> str:

@@ -101,7 +101,8 @@ def test_no_edge_ends_in_mid_air(small_model, small_task):
     attention["score_valid"].loc[{"layer": 1, "head": 0, "hop": [1, 2]}] = 0.9
     cone = hi.patch(small_model, small_task, 2, by="chain", sequences=5)
     cone["matters"][:], cone["low"][:], cone["off_chain_high"][:] = False, 0.0, 0.2
-    cone["low"].loc[{"layer": 0, "hop": 1, "where": "at"}] = 0.3
+    for name in ("low", "effect"):
+        cone[name].loc[{"layer": 0, "hop": 1, "where": "at"}] = 0.3
     figure = graph.circuit_graph(attention, 2, cone=cone, least=0.5)
     seen = figure.axes[0]
     ticks = dict(zip([label.get_text() for label in seen.get_xticklabels()], seen.get_xticks(), strict=True))

@@ -68,11 +68,12 @@ def test_light_cone(small_model, small_task):
 
 def test_light_cone_marks_what_matters_in_part(small_model, small_task):
     found = hi.patch(small_model, small_task, 2, site="resid_post", by="chain", sequences=20)
-    found["matters"][:], found["low"][:], found["off_chain_high"][:], found["effect"][:] = False, 0.3, 0.2, 0.01
+    found["matters"][:], found["low"][:], found["off_chain_high"][:], found["effect"][:] = False, 0.3, 0.2, 0.3
     found["matters"].loc[{"layer": 1, "hop": 0}] = True
+    found["effect"].loc[{"layer": 1, "hop": 2}] = 0.04  # a trifle
     at, _ = plots.light_cone(found, "probability").axes[:2]
-    assert sorted(frames(at).values()) == [1, 5]
-    assert len(at.texts) >= 6  # every marked cell says its effect, however small
+    assert sorted(frames(at).values()) == [1, 4]
+    assert [text.get_text() for text in at.texts] == ["0.30"] * 5
     table, reading = tables.patch_table(found, "probability"), tables.patch_reading(found, "probability")
     cells = list(table.columns[2].cells)  # j = 0: at blocks 0 and 1, before blocks 0 and 1
     assert [cell.count("·") for cell in cells] == [1, 0, 1, 0]
