@@ -61,7 +61,7 @@ def unit_ticks(axes: Axes, values: xr.DataArray | xr.Dataset, edges: str = "") -
     places = [np.atleast_1d(unit).tolist() for unit in values.unit.values]
     heads = len(places[0]) > 1
     axes.set_yticks(range(len(places)), [".".join(map(str, place)) for place in places], fontsize=7 if heads else 9)
-    axes.set_ylabel("block.head" if heads else "block")
+    axes.set_ylabel("layer.head" if heads else "block")
     axes.set_ylim(-0.5, len(places) - 0.5)
     for row in range(1, len(places) if edges else 0):
         if heads and places[row][0] != places[row - 1][0]:

@@ -325,7 +325,7 @@ def _frame(axes: Axes, ks: list[int], units: list[tuple[int, int]]) -> None:
     axes.set_yticks(range(len(units)), [f"{layer}.{head}" for layer, head in units], fontsize=7)
     axes.set_xticks(range(len(ks)), list(map(str, ks)))
     axes.tick_params(length=0)
-    axes.set(xlim=(-0.5, len(ks) - 0.5), ylim=(-0.5, len(units) - 0.5), xlabel="hops k asked for", ylabel="block.head")
+    axes.set(xlim=(-0.5, len(ks) - 0.5), ylim=(-0.5, len(units) - 0.5), xlabel="hops k asked for", ylabel="layer.head")
     for side in axes.spines.values():
         side.set_visible(False)
 
