@@ -122,7 +122,7 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
         found: what `probe` returned, with every layer.
     """
     k, layers, hops = found.attrs["hops"], found.layer.values, found.hop.values
-    with style() as one:
+    with style():
         figure = Figure(figsize=(1.9 + 0.33 * len(hops), 0.42 * len(layers) + 2.2))
         axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=[0.42 * len(layers), 0.3])
         image = axes.imshow(found.accuracy, cmap=SHARES, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -140,7 +140,7 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
         axes.tick_params(axis="x", which="both", labelbottom=False)
         handles = [*axes.get_legend_handles_labels()[0], framed("held: 95% lower end above the bar")]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7.5, handlelength=2.5)
-        figure.colorbar(image, ax=[axes, strip], label="held-out accuracy").outline.set_edgecolor(one.text)
+        figure.colorbar(image, ax=[axes, strip], label="held-out accuracy")
         return figure
 
 

@@ -33,6 +33,7 @@ def test_alignment_heatmap(small_model, small_task):
     shown = axes.images[0].get_array()
     np.testing.assert_allclose(shown, found.score.sel(hops=3).values.reshape(4, 5))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0.0", "0.1", "1.0", "1.1"]
+    assert axes.get_ylim() == (-0.5, 3.5)  # blocks go up the page
 
 
 def test_probe_staircase(small_model, small_task):
@@ -43,6 +44,7 @@ def test_probe_staircase(small_model, small_task):
     held = "held: 95% lower end above the bar"
     assert labels == ["theory, R: lookup 0, 1", "theory, R: successor 0, 1", "theory, R: sequential 0, 1", held]
     np.testing.assert_allclose(axes.images[0].get_array(), found.accuracy)
+    assert axes.get_ylim() == (-0.5, 1.5)
     assert frames(axes).total() == int(found.held.sum()) > 0
     bar = (found.baseline + found.attrs["bar"] * (1 - found.baseline)).max("layer")
     assert [text.get_text() for text in figure.axes[1].texts] == [f"{one:.2f}" for one in bar.values]
@@ -59,6 +61,7 @@ def test_light_cone(small_model, small_task):
         found = hi.patch(small_model, small_task, 2, site=site, by="chain", sequences=20)
         panels = plots.light_cone(found, "logit_difference").axes[:2]
         assert [label.get_text() for label in panels[0].get_yticklabels()] == rows
+        assert panels[0].get_ylim() == (-0.5, len(rows) - 0.5)  # blocks go up the page
         for axes, where in zip(panels, ("at", "before"), strict=True):
             one = found.sel(metric="logit_difference", where=where)
             np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), one.effect.values.reshape(-1, 3))

@@ -98,6 +98,7 @@ def test_the_table_shows_each_rule_and_frames_what_carries(found):
     units = [f"{layer}.{head}" for layer, head, _ in found.routing.heads]
     assert [label.get_text() for label in axes.get_yticklabels()] == units
     assert [label.get_text() for label in axes.get_xticklabels()] == ["4"]
+    assert axes.get_ylim() == (-0.5, len(units) - 0.5)  # blocks go up the page
     cells = texts(axes)
     assert cells[:2] == ["3", "2′"]
     assert len(cells) == len(units) + 1
