@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
+from html import unescape
 from html.parser import HTMLParser
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -14,10 +17,12 @@ import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.judgement.records import Verdict
 from hopinterp.judgement.verdict import judge, verify, verify_all
+from hopinterp.models import store
 from hopinterp.theory.construction import Construction
-from hopinterp.theory.hypotheses import Hypothesis, registered
-from hopinterp.views import circuits
+from hopinterp.theory.hypotheses import Hypothesis, claims, registered
+from hopinterp.views import circuits, glossary
 from hopinterp.views.report import report, write_report
+from hopinterp.views.settings import Setting, named_settings, number
 
 TASK = hi.HopTask(40, 4, 5)
 GROWTH = {
@@ -25,7 +30,7 @@ GROWTH = {
     "transplant": "growth of what it stands for",
     "probe": "growth of what it holds",
 }
-VOID = {"meta", "link", "img", "br", "input", "hr"}
+VOID = {"meta", "link", "img", "source", "br", "input", "hr"}
 
 
 class Page(HTMLParser):
@@ -51,6 +56,14 @@ class Page(HTMLParser):
     def handle_data(self, data):
         for tag in set(self.open):
             self.texts[tag][-1] += data
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_day():
+    """All pages of these tests are of one day."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "1722500000")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -93,25 +106,51 @@ def test_what_the_verdict_says_is_on_the_page(verdict, page):
     assert verdict.verdict == "doubling"
     taken = Page(page)
     assert taken.texts["h1"] == ["How a <made> model solves k-hop induction"]
-    assert taken.texts["h2"][0] == "The verdict at k = 4"
     assert any(text.strip() == "doubling, successor" for text in taken.texts["span"])
+    assert verdict.headline in taken.texts["p"]
     beside = [verdict.foretold_text, verdict.disagreements_text]
-    assert taken.texts["li"] == [*verdict.program.reading.splitlines(), *verdict.reasons, *beside]
-    cells = re.findall(r'<th scope="row">([^<]*)</th>\s*((?:<td>[^<]*</td>\s*)+)', page)
-    table = {label: re.findall(r"<td>([^<]*)</td>", row) for label, row in cells}
+    headline, *lines = verdict.program.reading.splitlines()
+    assert printed(headline) in taken.texts["strong"]  # below the tree
+    contents = taken.texts["li"][: page.partition("</nav>")[0].count("<li>")]
+    assert taken.texts["li"][len(contents) :] == [printed(line) for line in (*lines, *verdict.reasons, *beside)]
+    table = rows_of(page)
     for label, row in verdict.rows:
-        assert table[label] == list(row)
+        assert table[printed(label)] == list(row)
+    assert table["block 3"] == ["hop 4", "first", "first"]  # where each head looks
+    assert "block 2  *hop 2 (by pointer 1) brings *pointer 3" in taken.texts["pre"][0]
     assert table["carried as"] == ["content", "occurrence", "occurrence", "content"]
     for step in verdict.growth:
         label = GROWTH[step.by]
-        assert table[label][step.layers[1]].startswith(f"×{step.ratio:.3g} (")
-    for key, value in verdict.settings.items():
-        assert table[key] == [str(value)]
-    assert table["probe: method"] == ["logistic"]
+        interval = "" if step.low == step.high else f" ({step.low:.3g} to {step.high:.3g})"
+        assert table[label][step.layers[1]] == f"×{step.ratio:.3g}{interval}"
     assert len([words for words in table.values() if words[0] == "passed"]) == len(verdict.controls)
     for k in verdict.evidence["behaviour"].hops.values:
         assert table[str(k)][0].startswith(f"{100 * float(verdict.evidence['behaviour'].error.sel(hops=k)):.2f}%")
     assert "transplants and probes in 4 of 4 blocks; transplants and light cone in" in " ".join(page.split())
+
+
+def rows_of(page):
+    """Every table's rows: label → cells."""
+    text = re.sub(r"</?(code|strong|a|sup|sub)\b[^>]*>", "", page)
+    cells = re.findall(r'<th scope="row"[^>]*>([^<]*)</th>\s*((?:<td[^>]*>[^<]*</td>\s*)+)', text)
+    return {label: re.findall(r"<td[^>]*>([^<]*)</td>", row) for label, row in cells}
+
+
+def printed(text):
+    """A text whose raised and lowered characters are such: as a parser reads it, without their signs."""
+    return re.sub(r"\^(?=[\wℓ])|(?<=\bX|err|hop)_", "", text)
+
+
+def test_every_setting_is_named_in_words(verdict, page):
+    settings = named_settings(verdict)
+    assert list(settings) == ["verdict", "program", "behaviour", "transplants", "probes", "light cone", "attention"]
+    assert {one.name: one.value for one in settings["verdict"]} == {k: number(v) for k, v in verdict.settings.items()}
+    assert Setting("how probes are fitted", "method", "logistic") in settings["probes"]
+    assert Setting("sequences for its tree", "sequences: tree", "30") in settings["program"]
+    shown = re.findall(r"<td><code>(.*?)</code></td><td>(.*?)</td>", page)
+    every = [one for group in settings.values() for one in group]
+    assert [(name, unescape(value)) for name, value in shown] == [(one.name, one.value) for one in every]
+    assert [one.name for one in every if one.words == one.name.replace("_", " ")] == []
 
 
 def test_a_failed_control_is_said(bare):
@@ -160,9 +199,10 @@ def test_a_fourth_hypothesis_is_on_the_page(verdict):
     with registered(tripling):
         page = report(judge(verdict.evidence, 4), "m")
         claimed = report(replace(verdict, verdict="tripling", form=None, evidence=bare_of(verdict)), "m")
-    assert '<th scope="row">theory: tripling</th>' in page
+    assert "theory: tripling" in rows_of(page)
     assert "Tripling fails at block 2: its output stands for 3 hops done (transplants), not 4." in page
     assert "tripling 3 to 4" in page
+    assert "Tripling" in Page(page).texts["dt"]
     assert "tripling 0, 1, 4, 4" in page  # the staircase, in words
     assert "The hops triple." in claimed
     assert 'style="--tint: #123456">tripling<' in claimed
@@ -185,13 +225,21 @@ def test_the_page_stands_alone(page):
     assert loaded
     assert all(value.startswith("data:") for value in loaded)
     assert [link["href"] for link in taken.attributes["link"]] == ["data:,"]
-    assert {link["href"] for link in taken.attributes["a"]} == {"https://arxiv.org/abs/2402.09268"}
+    inner = [link["href"][1:] for link in taken.attributes["a"] if link["href"].startswith("#")]
+    named = [element["id"] for elements in taken.attributes.values() for element in elements if "id" in element]
+    assert len(named) == len(set(named))
+    assert len(inner) == 9
+    assert set(inner) <= set(named)
+    outer = {link["href"] for link in taken.attributes["a"]} - {f"#{name}" for name in inner}
+    assert outer == {"https://arxiv.org/abs/2402.09268"}
     ours = page.replace(circuits.bundled_script(), "")
     assert len(page) - len(ours) == len(circuits.bundled_script())  # once
     assert re.findall(r"https?://[^\"'\s<)]+", ours) == ["https://arxiv.org/abs/2402.09268"]
     assert "@import" not in ours
     assert "url(" not in ours
-    for source in (image["src"] for image in taken.attributes["img"]):
+    for source in [image["src"] for image in taken.attributes["img"]] + [
+        one["srcset"] for one in taken.attributes["source"]
+    ]:
         drawing = base64.b64decode(source.partition("base64,")[2]).decode()
         assert not re.search(r'href="(?!#|data:)', drawing)
     assert len(page) < 3_000_000
@@ -213,22 +261,76 @@ def test_the_page_can_be_read_without_eyes(page):
 def test_without_a_model_there_is_no_script(bare):
     page = report(bare, "m")
     assert "<script" not in page
-    assert len(page) < 100_000
+    assert len(page) < 150_000
 
 
 def test_one_seed_one_page(verdict, made, page):
     assert report(verdict, "a <made> model", made, TASK) == page
 
 
+def test_the_page_says_when_it_was_made(bare, monkeypatch):
+    page = report(bare, "m")
+    facts = facts_of(page)
+    assert facts["Date"] == "2024-08-01 08:13 UTC"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1722600000")
+    assert report(bare, "m") == page.replace("2024-08-01 08:13 UTC", "2024-08-02 12:00 UTC")  # and nothing else differs
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(HopInterpError, match="SOURCE_DATE_EPOCH is 'yesterday'; it must be whole seconds since 1970"):
+        report(bare, "m")
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    before = datetime.now(UTC).replace(second=0, microsecond=0)
+    made = datetime.strptime(facts_of(report(bare, "m"))["Date"], "%Y-%m-%d %H:%M UTC").replace(tzinfo=UTC)
+    assert before <= made <= datetime.now(UTC)
+
+
+def facts_of(page):
+    taken = Page(page.partition("</dl>")[0].partition("<dl")[2].join(("<dl", "</dl>")))
+    return dict(zip(taken.texts["dt"], taken.texts["dd"], strict=True))
+
+
+def test_the_page_says_what_the_model_is_and_how_it_came_to_be(bare, made, tmp_path):
+    store.save(tmp_path / "made", made, TASK, {"how": "set by hand", "command": "hopinterp construct --hops 4"})
+    facts = facts_of(report(bare, "m", tmp_path / "made", TASK, command="hopinterp verify made --report m.html"))
+    assert facts["Model"] == f"4 blocks of 3 heads, width {made.spec.d_model}, attention only, no layer norm"
+    assert facts["Parameters"] == f"{sum(p.numel() for p in made.parameters.values()):,}"
+    assert facts["Task"] == "40 letters of an alphabet of 4, k up to 5"
+    assert (facts["Where from"], facts["Made by"]) == ("set by hand", "hopinterp construct --hops 4")
+    assert facts["Command"] == "hopinterp verify made --report m.html"
+    assert (facts["Seed"], facts["Sequences"]) == ("0", "30")
+    assert facts["Version"] == f"hopinterp {metadata.version('hopinterp')}"
+    bare_facts = facts_of(report(replace(bare, version="0.0.9"), "m"))
+    assert not {"Command", "Where from", "Made by", "Parameters"} & bare_facts.keys()  # nobody said so
+    assert bare_facts["Version"].startswith("judged by hopinterp 0.0.9, shown by ")
+
+
+def test_the_words_are_explained_on_a_chain_that_is_drawn(bare):
+    page = report(bare, "m")
+    taken = Page(page)
+    words = " ".join(taken.texts["dt"])
+    for word in ("findj(i)", "errk", "R(ℓ)", "Pointer, content, occurrence", "derivation", "Doubling", "Sequential"):
+        assert word in words
+    assert glossary.chain() == [9, 7, 5]  # by hand: the b before 9 stands at 6, the a before 7 at 4
+    assert taken.attributes["svg"][0]["aria-label"].endswith("find^1(9) = 7; find^2(9) = 5.")
+    assert "so find¹(9) = 7." in glossary.task_words()
+    assert "so the answer is d." in glossary.task_words()
+    assert "the letter and which of its occurrences it is (a, number 3)." in page
+    for one in claims().values():
+        for form in one.forms:
+            assert form.words in page
+
+
 def test_a_survey_has_a_part_for_every_k(survey, survey_page):
     taken = Page(survey_page)
     assert [part["id"] for part in taken.attributes["details"] if "id" in part] == ["k1", "k2"]
+    badges = [text.strip() for text in taken.texts["span"]]
+    assert badges == [one.verdict for one in survey.verdicts.values()] * 2  # in the table, and over each part
+    assert "m: undetermined at k = 1, 2." in taken.texts["p"]
     assert str(survey.capacity) in taken.texts["p"]
     for k, verdict in survey.verdicts.items():
-        assert f"k = {k}: {verdict.verdict}" in taken.texts["h2"]
-    assert f"One sequence, k = {max(survey.verdicts)}" in taken.texts["h2"]
-    assert survey_page.count("image/svg+xml") == 1  # the errors; the figures of each k are bitmaps
-    assert survey_page.count("image/webp") == 6 * 2
+        assert f"k = {k} {verdict.verdict}" in [" ".join(text.split()) for text in taken.texts["h2"]]
+    assert f"One sequence, head by head, k = {max(survey.verdicts)}" in taken.texts["h2"]
+    assert survey_page.count("image/svg+xml") == 2  # the errors, light and dark; the figures of each k are bitmaps
+    assert survey_page.count("image/webp") == 6 * 2 * 2
 
 
 def test_where_a_model_fails_there_is_nothing_to_draw(small_model, small_task):
