@@ -16,13 +16,12 @@ from hopinterp.evidence.kinds import ATTENDED
 from hopinterp.task import HopTask
 from hopinterp.theory.causal import CausalModel
 from hopinterp.theory.hypotheses import exact, named
-from hopinterp.views.style import INKS, style
+from hopinterp.views.style import current, style
 
 Column = int | str
 """Where a head looks: j of find^j(i), or a place that is on no chain."""
 
 _SIDE = ("previous", "k", "letter", "none")
-_SEEN, _FAINT = INKS[6], "0.72"
 _BOX, _ROW = 0.17, 0.55  # inches: from box to box in a stack, and a block of the theory's panels
 
 
@@ -127,12 +126,12 @@ def circuit_graph(
         heights = [row * seen.n_layers + 0.9, _ROW * seen.n_layers + 0.9]
         figure = Figure(figsize=(width, sum(heights)))
         panels = figure.subplot_mosaic([["seen"] * len(built), list(built)], height_ratios=heights)
-        _draw(panels["seen"], seen, hops, seen.n_layers, _SEEN, row, tight=False)
+        _draw(panels["seen"], seen, hops, seen.n_layers, current().text, row, tight=False)
         panels["seen"].set_title(title or f"seen, k = {hops}")
         for name, circuit in theory.items():
-            _draw(panels[name], circuit, hops, seen.n_layers, built[name].ink, _ROW, tight=True)
+            _draw(panels[name], circuit, hops, seen.n_layers, current().ink(built[name].ink), _ROW, tight=True)
             deeper = f" (has {circuit.n_layers} blocks)" if circuit.n_layers > seen.n_layers else ""
-            panels[name].set_title(name + deeper, color=built[name].ink)
+            panels[name].set_title(name + deeper, color=current().ink(built[name].ink))
         for name in ("seen", next(iter(built))):
             panels[name].set_ylabel("output of block")
         _explain(figure)
@@ -141,13 +140,13 @@ def circuit_graph(
 
 def _explain(figure: Figure) -> None:
     def mark(face: str, shape: str = "o", size: float = 4.0) -> Line2D:
-        return Line2D([], [], ls="", marker=shape, ms=size, mfc=face, mec=_SEEN, mew=0.8)
+        return Line2D([], [], ls="", marker=shape, ms=size, mfc=face, mec=current().text, mew=0.8)
 
     words = {
-        "where the answer at i hangs on the block's output": mark(_SEEN),
-        "the same, one position before": mark("white"),
-        "a head (block.head), where it looks": mark("white", "s", 7.0),
-        "what they do at other positions": Line2D([], [], color=_FAINT, lw=0.8),
+        "where the answer at i hangs on the block's output": mark(current().text),
+        "the same, one position before": mark(current().ground),
+        "a head (block.head), where it looks": mark(current().ground, "s", 7.0),
+        "what they do at other positions": Line2D([], [], color=current().quiet, lw=0.8),
     }
     figure.legend(words.values(), words.keys(), loc="outside lower center", ncols=2, fontsize=7.5)
 
@@ -161,17 +160,22 @@ def _draw(axes: Axes, circuit: Circuit, hops: int, n_layers: int, ink: str, row:
     place |= {column: place[0] + apart * (n + 1.2) for n, column in enumerate(side)}
     small, step = tight and len(columns) > 12, _BOX / row
     for j in range(hops + 1):
-        axes.axvline(place[j], color="0.93", lw=0.8, zorder=0)
+        axes.axvline(place[j], color=current().grid, lw=0.8, zorder=0)
     for (layer, column), heads in circuit.moves.items():
         if isinstance(column, int) and column:
             _wires(axes, circuit, layer, column, place, ink)
         for n, label in enumerate(heads):
             y = layer - 0.5 + step * (n - (len(heads) - 1) / 2)
-            box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": ink if column != "none" else _FAINT, "lw": 0.8}
+            box = {
+                "boxstyle": "round,pad=0.2",
+                "fc": current().ground,
+                "ec": ink if column != "none" else current().quiet,
+                "lw": 0.8,
+            }
             axes.text(place[column], y, label, ha="center", va="center", fontsize=4.5 if small else 6, bbox=box, zorder=4)
-    for places, fill in ((circuit.before, "white"), (circuit.at, ink)):
+    for places, fill in ((circuit.before, current().ground), (circuit.at, ink)):
         for layer, chain in places.items():
-            xs = [place[j] - (0.28 if fill == "white" else 0) for j in sorted(chain) if j in place]
+            xs = [place[j] - (0.28 if fill != ink else 0) for j in sorted(chain) if j in place]
             axes.plot(xs, [layer] * len(xs), "o", ms=3 if small else 4, mfc=fill, mec=ink, mew=0.8, ls="", zorder=3)
     for layer, note in circuit.notes.items():
         axes.annotate(note, (1.01, layer), xycoords=("axes fraction", "data"), fontsize=6.5, va="center", color=ink)
@@ -190,7 +194,9 @@ def _wires(axes: Axes, circuit: Circuit, layer: int, hop: int, place: Mapping[Co
     axes.plot([place[hop]] * 2 + [place[0]], [layer - 1, layer - 0.5, layer], color=ink, lw=1.3, zorder=2)
     for u in circuit.at.get(layer, frozenset()) - {0}:
         if u + hop in circuit.at.get(layer - 1, frozenset()):
-            axes.plot([place[u + hop]] * 2 + [place[u]], [layer - 1, layer - 0.5, layer], color=_FAINT, lw=0.8, zorder=1)
+            axes.plot(
+                [place[u + hop]] * 2 + [place[u]], [layer - 1, layer - 0.5, layer], color=current().quiet, lw=0.8, zorder=1
+            )
 
 
 def _looks(unit: xr.Dataset, least: float) -> list[Column]:

@@ -18,7 +18,7 @@ from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import SOLVED
 from hopinterp.files import check_file_target, write_file
 from hopinterp.theory.hypotheses import exact
-from hopinterp.views.style import FAMILY_INK, INKS, style
+from hopinterp.views.style import FAMILY_INK, INKS, SHARES, current, style
 
 # it remarks, once a figure, that it draws what is half transparent opaque
 logging.getLogger("matplotlib.backends.backend_ps").setLevel(logging.ERROR)
@@ -34,7 +34,7 @@ def error_curve(found: xr.Dataset, title: str = "") -> Figure:
         found: what `evaluate` returned.
     """
     shown = found.sel(hops=found.hops > 0)
-    ks, ink = shown.hops.values.tolist(), INKS[0]
+    ks, ink = shown.hops.values.tolist(), current().ink(INKS[0])
     if not ks:
         raise HopInterpError("there is nothing to draw on a log axis: no k above 0 was measured")
     with style():
@@ -52,9 +52,9 @@ def error_curve(found: xr.Dataset, title: str = "") -> Figure:
 
 def solved_line(axes: Axes, k: int, side: str) -> None:
     """The error under which a k counts as solved, dotted, and named at one of its ends."""
-    axes.axhline(100 * SOLVED, color="0.5", lw=0.8, ls=":")
+    axes.axhline(100 * SOLVED, color=current().quiet, lw=0.8, ls=":")
     place, words = (k, 100 * SOLVED), f"{100 * SOLVED:g}%"
-    axes.annotate(words, place, xytext=(0, 2), textcoords="offset points", ha=side, color="0.4", fontsize=8)
+    axes.annotate(words, place, xytext=(0, 2), textcoords="offset points", ha=side, color=current().quiet, fontsize=8)
 
 
 def log2_ticks(axes: Axes, first: int, last: int) -> None:
@@ -75,7 +75,7 @@ def alignment_heatmap(found: xr.Dataset, k: int, title: str = "") -> Figure:
     with style():
         figure = Figure(figsize=(6.4, 0.22 * values.sizes["unit"] + 1.3))
         axes = figure.subplots()
-        image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        image = axes.imshow(values, cmap=SHARES, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         unit_ticks(axes, values, edges=True)
         axes.set_xticks(range(values.sizes["hop"]))
         axes.axvline(k + 0.5, color="white", lw=1, ls=":")
@@ -105,14 +105,14 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
     with style():
         figure = Figure(figsize=(6.4, 0.42 * len(layers) + 1.8))
         axes = figure.subplots()
-        image = axes.pcolormesh(hops, layers, found.accuracy, cmap="cividis", vmin=0, vmax=1, shading="nearest")
+        image = axes.pcolormesh(hops, layers, found.accuracy, cmap=SHARES, vmin=0, vmax=1, shading="nearest")
         for layer, hop in np.argwhere(found.held.values):
             axes.plot(hops[hop], layers[layer], "s", ms=9, mfc="none", mec="black", mew=1.2, zorder=4)
         theory = exact().values()
         for shift, one in zip(np.linspace(-0.12, 0.12, len(theory)), theory, strict=True):
             steps = np.asarray([one.holds(layer, k)[0] for layer in layers.tolist()])
             label = f"{one.name}: {', '.join(map(str, steps))}"
-            axes.plot(steps + shift, layers, color=one.ink, dashes=one.dashes, lw=2, marker=".", label=label)
+            axes.plot(steps + shift, layers, color=current().ink(one.ink), dashes=one.dashes, lw=2, marker=".", label=label)
         axes.plot([], [], "s", ms=7, mfc="none", mec="black", label="held")
         axes.axvline(k + 0.5, color="white", lw=1, ls=":")
         axes.set_yticks(layers)
@@ -138,7 +138,7 @@ def light_cone(found: xr.Dataset, metric: str, title: str = "") -> Figure:
         titles = {"at": "at find$^j$(i)", "before": "one before it"}
         for axes, where in zip(panels, one["where"].values, strict=True):
             cell = stacked.sel(where=where)
-            image = axes.imshow(cell.effect, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            image = axes.imshow(cell.effect, cmap=SHARES, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
             for unit, j in np.argwhere(cell.matters.values):
                 axes.plot(j, unit, "s", ms=7, mfc="none", mec="white", mew=1.2, path_effects=_RIM)
             axes.set_xticks(range(one.sizes["hop"]), one.hop.values)
@@ -167,7 +167,7 @@ def patch_heatmap(found: xr.Dataset, metric: str, title: str = "") -> Figure:
         figure = Figure(figsize=(7.2 if one.sizes["position"] > 1 else 3, 1.2 + 0.24 * stacked.sizes["unit"]))
         axes = figure.subplots()
         # effects have a sign: white is none
-        image = axes.imshow(stacked, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        image = axes.imshow(stacked, cmap=current().signed, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         unit_ticks(axes, stacked)
         if one.sizes["position"] == 1:
             axes.set_xticks([])
@@ -192,14 +192,14 @@ def iia_by_r(found: xr.Dataset, title: str = "") -> Figure:
         for axes, layer in zip(panels, layers, strict=True):
             unit = found.sel(layer=layer)
             chance = np.fmax(unit.chance, unit.untrained).sel(family=unit.leading_family.values)
-            axes.step(unit.hop, chance, where="mid", color="0.6", lw=1, ls=":", label="chance")
+            axes.step(unit.hop, chance, where="mid", color=current().quiet, lw=1, ls=":", label="chance")
             for family in found.family.values.tolist():
-                row, color = unit.sel(family=family), FAMILY_INK[family]
+                row, color = unit.sel(family=family), current().ink(FAMILY_INK[family])
                 axes.fill_between(row.hop, row.low, row.high, color=color, alpha=0.2, lw=0)
                 axes.plot(row.hop, row.iia, "o-", color=color, ms=3, lw=1, label=family)
             if int(unit.best) >= 0:
                 place = unit.iia.sel(family=unit.leading_family.values, hop=unit.best.values)
-                axes.plot(unit.best, place, "o", ms=9, mfc="none", mec="black", mew=1.2)
+                axes.plot(unit.best, place, "o", ms=9, mfc="none", mec=current().text, mew=1.2)
             axes.set(xlabel="r", title=f"block {layer}", ylim=(-0.03, 1.06))
             axes.xaxis.get_major_locator().set_params(integer=True)
         panels[0].set_ylabel("interchange accuracy (IIA)")

@@ -12,14 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
-from matplotlib.patheffects import withStroke
 
 from hopinterp.decompile.decompilation import Decompilation
 from hopinterp.decompile.nodes import START, Node, Place, derivations, summed
 from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.routes import Route
 from hopinterp.errors import HopInterpError
-from hopinterp.views.style import INKS, style
+from hopinterp.views.style import INKS, current, style
 from hopinterp.views.trends import hop_bar, hop_colours
 
 Point = tuple[float, float]
@@ -29,8 +28,6 @@ _COLUMN, _WIDEST = 0.62, 8.2  # inches: between chain positions, and for all of 
 _BOX, _GAP = 0.27, 0.28  # inches: of a head in a stack, between blocks
 _STRAND = 0.045  # inches between derivations that share a jump
 _DASHES: tuple[Dashes, ...] = ("-", (0, (4, 1.3)), (0, (1.2, 1)), (0, (5, 1.2, 1.2, 1.2)))
-_ASIDE = "0.6"
-_HALO = [withStroke(linewidth=2.2, foreground="white")]
 
 
 def figure(found: Decompiled | Decompilation, title: str = "") -> Figure:
@@ -121,7 +118,7 @@ def _x(place: Place, furthest: int, column: float) -> float:
 def _grid(axes: Axes, found: Decompiled, layout: _Layout) -> None:
     """Columns named by chain position, blocks with what they reach."""
     for j in range(layout.hops + 1):
-        axes.axvline(layout.x(Place(j)), color="0.93", lw=0.8, zorder=0)
+        axes.axvline(layout.x(Place(j)), color=current().grid, lw=0.8, zorder=0)
     ticks = range(layout.hops + 1)
     axes.set_xticks([layout.x(Place(j)) for j in ticks], ["i", *map(str, ticks[1:])], fontsize=8)
     blocks = range(found.tree.n_layers)
@@ -130,10 +127,12 @@ def _grid(axes: Axes, found: Decompiled, layout: _Layout) -> None:
     right = layout.width + 0.75
     for layer, (low, high) in layout.bands.items():
         if layer % 2 == 0:
-            axes.axhspan(low, high, color="0.965", lw=0, zorder=-1)
+            axes.axhspan(low, high, color=current().band, lw=0, zorder=-1)
         axes.text(right, middle[layer], found.reach_words[layer], fontsize=9, va="center", ha="center")
     top = layout.bands[blocks[-1]][1]
-    axes.text(right, top + 0.06, "hops\nreached", fontsize=7.5, va="bottom", ha="center", color="0.35", linespacing=0.95)
+    axes.text(
+        right, top + 0.06, "hops\nreached", fontsize=7.5, va="bottom", ha="center", color=current().quiet, linespacing=0.95
+    )
     axes.set(xlim=(-0.4, right + 0.35), ylim=(-0.3, top + 0.4))
     axes.set_xlabel("j of find$^j$(i), in text order", fontsize=8)
     axes.tick_params(length=0)
@@ -155,7 +154,7 @@ def _strands(axes: Axes, found: Decompiled, layout: _Layout) -> None:
                 one for one in found.tree.nodes if one.place == node.target and one.layer < node.layer
             ]
             for source in below or [None]:
-                _arc(axes, _source(layout, node, source), layout.at[node], (0.0, 0.0), _ASIDE, ":")
+                _arc(axes, _source(layout, node, source), layout.at[node], (0.0, 0.0), current().quiet, ":")
     starts = [_source(layout, node, source) for _, node, source in steps]
     for index, (number, node, _) in enumerate(steps):
         leaving = [one for one, start in zip(steps, starts, strict=True) if start == starts[index]]
@@ -163,7 +162,7 @@ def _strands(axes: Axes, found: Decompiled, layout: _Layout) -> None:
         aside = (_slot(leaving, steps[index]), _slot(coming, steps[index]))
         _arc(axes, starts[index], layout.at[node], aside, *_look(number))
     letters = {start for start in starts if start[1] == 0}
-    axes.plot([x for x, _ in letters], [0] * len(letters), "o", ms=3.5, color="0.4", zorder=3)
+    axes.plot([x for x, _ in letters], [0] * len(letters), "o", ms=3.5, color=current().quiet, zorder=3)
 
 
 def _slot(strands: list[tuple[int, Node, Node | None]], one: tuple[int, Node, Node | None]) -> float:
@@ -173,7 +172,7 @@ def _slot(strands: list[tuple[int, Node, Node | None]], one: tuple[int, Node, No
 
 def _look(number: int) -> tuple[str, Dashes]:
     """Ink and dashes of a derivation."""
-    return INKS[number % len(INKS)], _DASHES[(number // len(INKS)) % len(_DASHES)]
+    return current().ink(INKS[number % len(INKS)]), _DASHES[(number // len(INKS)) % len(_DASHES)]
 
 
 def _source(layout: _Layout, node: Node, source: Node | None) -> Point:
@@ -201,8 +200,8 @@ def _boxes(axes: Axes, found: Decompiled, layout: _Layout) -> None:
     """Each head by block.head, with how far it jumps."""
     carrying = {effect.node for effect in found.tree.carrying}
     for node, (x, y) in layout.at.items():
-        ink = "black" if node in carrying else "0.45"
-        box = {"boxstyle": "round,pad=0.22", "fc": "white", "ec": ink, "lw": 0.9}
+        ink = current().text if node in carrying else current().quiet
+        box = {"boxstyle": "round,pad=0.22", "fc": current().ground, "ec": ink, "lw": 0.9}
         axes.text(x, y, f"{node.layer}.{node.head}", ha="center", va="center", fontsize=7.5, bbox=box, zorder=4, color=ink)
         if node.target is not None and node.target != node.place:
             words = f"{node.jump:+d}".replace("-", "−")
@@ -215,11 +214,11 @@ def _boxes(axes: Axes, found: Decompiled, layout: _Layout) -> None:
                 va="bottom",
                 fontsize=6.5,
                 color=ink,
-                path_effects=_HALO,
+                path_effects=current().rim(),
                 zorder=5,
             )
     letter, top = layout.x(Place(found.hops)), max(y for x, y in layout.at.values() if x == layout.x(START))
-    axes.plot(letter, 0, "o", ms=6, mfc="black", mec="black", zorder=4)
+    axes.plot(letter, 0, "o", ms=6, color=current().text, zorder=4)
     axes.annotate("the answer's letter", (letter, 0), (8, -8), textcoords="offset points", fontsize=7.5, va="center")
     axes.annotate(
         "answer",
@@ -228,7 +227,7 @@ def _boxes(axes: Axes, found: Decompiled, layout: _Layout) -> None:
         textcoords="offset points",
         fontsize=7.5,
         ha="center",
-        arrowprops={"arrowstyle": "<-", "lw": 0.9, "shrinkA": 0, "shrinkB": 1},
+        arrowprops={"arrowstyle": "<-", "color": current().text, "lw": 0.9, "shrinkA": 0, "shrinkB": 1},
     )
 
 
@@ -238,7 +237,7 @@ def _legend(drawn: Figure, found: Decompiled) -> None:
         ink, dashes = _look(number)
         lines[f"{found.hops} = {summed(jumps)}"] = Line2D([], [], color=ink, ls=dashes, lw=1.8)
     if found.tree.aside:
-        lines["tells what the answer is not"] = Line2D([], [], color=_ASIDE, ls=":", lw=1.5)
+        lines["tells what the answer is not"] = Line2D([], [], color=current().quiet, ls=":", lw=1.5)
     drawn.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8, handlelength=2.6)
 
 
@@ -298,16 +297,16 @@ def _cell(
         axes.text(left + width / 2, row, words, ha="center", va="center_baseline", fontsize=size, color=ink)
         left += width
     if kept:
-        axes.add_patch(Rectangle((column - 0.46, row - 0.4), 0.92, 0.8, fc="none", ec="black", lw=1.3, zorder=4))
+        axes.add_patch(Rectangle((column - 0.46, row - 0.4), 0.92, 0.8, fc="none", ec=current().text, lw=1.3, zorder=4))
 
 
 def _frame(axes: Axes, ks: list[int], units: list[tuple[int, int]]) -> None:
     for row, (layer, head) in enumerate(units):
         if row and layer != units[row - 1][0]:
-            axes.axhline(row - 0.5, color="white", lw=2.5, zorder=3)
+            axes.axhline(row - 0.5, color=current().ground, lw=2.5, zorder=3)
         del head
     for column in range(1, len(ks)):
-        axes.axvline(column - 0.5, color="white", lw=0.8, zorder=3)
+        axes.axvline(column - 0.5, color=current().ground, lw=0.8, zorder=3)
     axes.set_yticks(range(len(units)), [f"{layer}.{head}" for layer, head in units], fontsize=7)
     axes.set_xticks(range(len(ks)), list(map(str, ks)))
     axes.tick_params(length=0)
@@ -320,9 +319,9 @@ def _errors(axes: Axes, found: Decompilation, ks: list[int]) -> None:
     """The model's own error, on its routes, and with these shuffled, for every k."""
     own, routed = ([100 * found.by_hops[k].error[name] for k in ks] for name in ("own", "routed"))
     shuffled = [100 * found.by_hops[k].controls.means()["shuffled"] for k in ks]
-    axes.plot(shuffled, "x", color=INKS[1], ms=4.5, label="routes shuffled")
-    axes.plot(routed, "o", color=INKS[0], ms=4.5, label="on its routes")
-    axes.plot(own, "_", color="black", ms=7, label="the model itself")
+    axes.plot(shuffled, "x", color=current().ink(INKS[1]), ms=4.5, label="routes shuffled")
+    axes.plot(routed, "o", color=current().ink(INKS[0]), ms=4.5, label="on its routes")
+    axes.plot(own, "_", color=current().text, ms=7, label="the model itself")
     axes.set(ylim=(-8, 108), yticks=[0, 50, 100], ylabel="error (%)")
     axes.tick_params(axis="x", length=0, labelbottom=False)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.95), ncols=3, fontsize=7.5, handletextpad=0.1, columnspacing=0.9)

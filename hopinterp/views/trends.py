@@ -9,12 +9,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm
+from matplotlib.colors import BoundaryNorm, to_rgb
 from matplotlib.figure import Figure
 
 from hopinterp.errors import HopInterpError
 from hopinterp.views.plots import log2_ticks, solved_line, unit_ticks
-from hopinterp.views.style import INKS, MARKERS, style
+from hopinterp.views.style import INKS, MARKERS, current, style
 
 Published = Mapping[str, Mapping[int, float]]
 """Errors that others measured: by name, then by k, as shares."""
@@ -28,7 +28,7 @@ def threshold(found: Mapping[str, xr.Dataset], published: Published | None = Non
         published: errors to draw beside them, on the same axes. A name in both has one ink.
     """
     names = list(dict.fromkeys([*found, *(published or {})]))
-    look = {name: (INKS[n % len(INKS)], MARKERS[n % len(MARKERS)]) for n, name in enumerate(names)}
+    look = {name: (current().ink(INKS[n % len(INKS)]), MARKERS[n % len(MARKERS)]) for n, name in enumerate(names)}
     with style():
         figure = Figure(figsize=(8 if published else 5, 3.3))
         panels = figure.subplots(1, 2 if published else 1, sharex=True, sharey=True, squeeze=False)[0]
@@ -72,7 +72,7 @@ def argmax_map(found: xr.Dataset, title: str = "") -> Figure:
         figure = Figure(figsize=(1.6 + 0.3 * columns, 1.2 + 0.22 * rows))
         axes = figure.subplots()
         strength = np.clip(score.values, 0, 1)[..., None]
-        cells = colours(norm(best.values))[..., :3] * strength + (1 - strength)
+        cells = colours(norm(best.values))[..., :3] * strength + np.array(to_rgb(current().ground)) * (1 - strength)
         axes.imshow(cells, aspect="auto", interpolation="nearest")
         for (row, column), j in np.ndenumerate(best.values):
             dark = cells[row, column] @ (0.3, 0.59, 0.11) < 0.6

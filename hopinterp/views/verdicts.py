@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from hopinterp.errors import HopInterpError
 from hopinterp.judgement.records import Survey
 from hopinterp.theory.hypotheses import HYPOTHESES
-from hopinterp.views.style import style
+from hopinterp.views.style import current, style
 
 PLAIN = {"linear by two": "#CC79A7", "beyond": "#D55E00", "mixed": "#E69F00", "undetermined": "#57606A"}
 """Colours of the verdicts that name no hypothesis."""
@@ -75,16 +75,18 @@ def verdict_table(given: Iterable[Cell], title: str = "") -> Figure:
 def _draw(axes: Axes, cell: Cell, column: int, row: int) -> None:
     nothing = cell.verdict == "none"
     strength = 0.08 if nothing else _STRENGTH[cell.pace]
-    box = Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=ink(cell.verdict), alpha=strength, linewidth=0)
+    box = Rectangle(
+        (column - 0.48, row - 0.46), 0.96, 0.92, facecolor=current().ink(ink(cell.verdict)), alpha=strength, linewidth=0
+    )
     axes.add_patch(box)
     told = "fails" if nothing else " ".join(map(str, cell.reach)) or cell.verdict
-    axes.text(column, row, told, ha="center", va="center", fontsize=7, color="0.45" if nothing else "black")
+    axes.text(column, row, told, ha="center", va="center", fontsize=7, color=current().quiet if nothing else current().text)
 
 
 def _legend(drawn: Figure, found: list[Cell]) -> None:
     handles = []
     for verdict, pace in dict.fromkeys((cell.verdict, cell.pace) for cell in found if cell.verdict != "none"):
         paced = {"full": ", full pace", "slack": ", depth to spare", None: ""}[pace]
-        handles.append(Patch(facecolor=ink(verdict), alpha=_STRENGTH[pace], label=f"{verdict}{paced}"))
+        handles.append(Patch(facecolor=current().ink(ink(verdict)), alpha=_STRENGTH[pace], label=f"{verdict}{paced}"))
     handles.sort(key=lambda handle: str(handle.get_label()))
     drawn.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7)

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
 import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.views import plots
-from hopinterp.views.style import FAMILY_INK
+from hopinterp.views.style import FAMILY_INK, current, scheme
 
 
 def test_error_curve(small_model, small_task):
@@ -75,3 +77,17 @@ def test_unwritable_places_are_named(small_model, small_task, tmp_path):
     with pytest.raises(HopInterpError, match="no directory"):
         plots.write(figure, tmp_path / "nowhere" / "f.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dark_figure_has_no_dark_words_and_keeps_its_colours_outside(small_model, small_task):
+    found = hi.evaluate(small_model, small_task, sequences=2)
+    with scheme("dark", ground="#101010") as dark:
+        figure = plots.error_curve(found)
+    figure.draw_without_rendering()  # ticks are made when they are first drawn
+    assert to_hex(figure.get_facecolor()) == to_hex(figure.axes[0].get_facecolor()) == "#101010"
+    words = [text for text in figure.findobj(Text) if text.get_text()]
+    assert len(words) > 8
+    assert {to_hex(text.get_color()) for text in words} <= {dark.text.lower(), dark.quiet.lower()}
+    assert current().name == "light"
+    with pytest.raises(HopInterpError, match="scheme is 'sepia'; it is one of light, dark"), scheme("sepia"):
+        pass
