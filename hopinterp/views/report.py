@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def report(
         card: of the model's directory, which says how the model was made; read where `model` is a directory or a name.
         command: the command line that made the page, where one did.
     """
-    many = isinstance(found, Survey)
+    made, many = today(), isinstance(found, Survey)
     verdicts = list(found.verdicts.values()) if isinstance(found, Survey) else [found]
     subject = None if model is None or task is None else Subject.asked(model, task)
     example = None if subject is None or task is None else _read_example(verdicts, subject, task)
@@ -108,7 +109,7 @@ def report(
         "overview": found.reading.splitlines()[-1],
         "capacity": str(found.capacity),
         "unmeasured": found.unmeasured if isinstance(found, Survey) else {},
-        "facts": [*_model_facts(verdicts[0], subject, card), *_page_facts(verdicts[0], command)],
+        "facts": [*_model_facts(verdicts[0], subject, card), *_page_facts(verdicts[0], command, made)],
         "task_words": glossary.task_words(),
         "terms": list(glossary.terms()),
         "chain": glossary.drawing(),
@@ -190,13 +191,13 @@ def _model_facts(verdict: Verdict, subject: Subject | None, card: Card | None) -
         yield "Where from", f"given in Python as a {type(subject.model).__name__}"
 
 
-def _page_facts(verdict: Verdict, command: str) -> Iterator[tuple[str, str]]:
+def _page_facts(verdict: Verdict, command: str, made: datetime) -> Iterator[tuple[str, str]]:
     """How what the page shows was had."""
     if command:
         yield "Command", command
-    made, judged = metadata.version("hopinterp"), verdict.version
-    yield "Version", f"hopinterp {judged}" if judged == made else f"judged by hopinterp {judged}, shown by {made}"
-    yield "Date", f"{today():%Y-%m-%d %H:%M} UTC"
+    shown, judged = metadata.version("hopinterp"), verdict.version
+    yield "Version", f"hopinterp {judged}" if judged == shown else f"judged by hopinterp {judged}, shown by {shown}"
+    yield "Date", f"{made:%Y-%m-%d %H:%M} UTC"
     names = {"seed": "Seed", "sequences": "Sequences"}
     yield from ((words, number(verdict.settings[key])) for key, words in names.items() if key in verdict.settings)
 
