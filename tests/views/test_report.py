@@ -12,6 +12,7 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 import hopinterp as hi
 from hopinterp import HopInterpError
@@ -23,6 +24,7 @@ from hopinterp.theory.hypotheses import Hypothesis, claims, registered
 from hopinterp.views import circuits, glossary
 from hopinterp.views.report import report, write_report
 from hopinterp.views.settings import Setting, named_settings, number
+from hopinterp.views.style import SCHEMES
 
 TASK = hi.HopTask(40, 4, 5)
 GROWTH = {
@@ -451,17 +453,78 @@ def test_the_watch_sees_what_a_page_asks_for(browser):
     assert len(strict.problems) == 2
 
 
-def test_the_page_fits_a_phone(browser, page):
-    visit = browser(
-        page,
-        "await wait(1500); result.widths = [innerWidth, document.documentElement.scrollWidth];"
-        "result.text = parseFloat(getComputedStyle(document.querySelector('p.lead')).fontSize);",
-        size=(500, 900),
-    )
-    inner, needed = visit.result["widths"]
-    assert inner <= 500
-    assert needed <= inner  # wide tables and figures scroll within themselves
-    assert visit.result["text"] >= 16
+PHONE = 390
+MEASURE = """
+  const wide = (element) => element.getBoundingClientRect().right;
+  const all = [...document.querySelectorAll("table td, table th, p, li, dd, nav a, .chain")];
+  const cells = all.filter((one) => one.checkVisibility());
+  const image = document.querySelector("figure img"), scroll = image.closest(".scroll");
+  const result = {needed: document.documentElement.scrollWidth, cells: cells.length, widest: Math.max(...cells.map(wide))};
+  result.images = Math.max(...[...document.images].map(wide));
+  document.querySelector(".full input").click();
+  result.enlarged = [image.offsetWidth, image.offsetWidth > scroll.clientWidth, scroll.scrollWidth > scroll.clientWidth];
+  result.afterwards = document.documentElement.scrollWidth;
+  result.text = parseFloat(getComputedStyle(document.querySelector("p.lead")).fontSize);
+  return result;
+"""
+
+
+def test_the_page_fits_a_phone(screen, page, tmp_path):
+    """Text, tables and figures stand on the screen whole; a figure at its full size scrolls within itself."""
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    screen.open(tmp_path / "a.html", PHONE)
+    found = screen.run(MEASURE)
+    assert found["cells"] > 100
+    assert found["needed"] == found["afterwards"] == PHONE
+    assert found["widest"] <= PHONE
+    assert found["images"] <= PHONE
+    width = int(re.search(r'style="width: ([0-9]+)px"', page)[1])
+    assert found["enlarged"] == [width, True, True]
+    assert found["text"] >= 16
+
+
+COLOURS = """
+  const seen = (element, name) => getComputedStyle(element)[name];
+  const image = document.querySelector("figure img");
+  await new Promise((done) => setTimeout(done, 300));  // a picture turns to its other source
+  const fold = document.querySelector("#settings ~ details");
+  return {ground: seen(document.body, "backgroundColor"), ink: seen(document.body, "color"),
+    dark: image.currentSrc === document.querySelector("figure source").srcset, light: image.currentSrc === image.src,
+    box: seen(document.querySelector(".chain rect"), "fill"), unfolded: fold.querySelector("table").checkVisibility()};
+"""
+
+
+def test_the_page_follows_the_scheme_that_the_reader_prefers(screen, page, tmp_path):
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    screen.open(tmp_path / "a.html", 1400)
+    light = screen.run(COLOURS)
+    white, near_black = "rgb(255, 255, 255)", "rgb(27, 31, 36)"
+    assert light == {"ground": white, "ink": near_black, "dark": False, "light": True, "box": white, "unfolded": False}
+    screen.prefer(dark=True)
+    dark = screen.run(COLOURS)
+    assert (dark["dark"], dark["light"], dark["unfolded"]) == (True, False, False)
+    assert dark["ground"] == dark["box"] == "rgb(13, 17, 23)" == rgb(SCHEMES["dark"].ground)  # as the figures'
+    assert dark["ink"] == "rgb(230, 237, 243)"
+    screen.prefer(dark=True, media="print")
+    assert screen.run(COLOURS) == light | {"unfolded": True}  # paper is white, and what is folded cannot be opened on it
+
+
+def rgb(colour):
+    return f"rgb({', '.join(str(round(255 * part)) for part in to_rgb(colour))})"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_page_is_accessible(screen, page, axe, tmp_path, dark):
+    """By axe-core: contrast of all text, names of all controls and pictures, the order of headings, landmarks, tables."""
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    screen.open(tmp_path / "a.html", 1400, dark=dark)
+    screen.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    screen("Runtime.evaluate", expression=axe)
+    check = "const found = await axe.run(document, {resultTypes: ['violations']}); await document.fonts.ready;"
+    told = "[one.id, ...one.nodes.map((node) => node.html.slice(0, 200))]"
+    assert screen.run(f"{check} return found.violations.map((one) => {told});") == []
+    faint = "document.querySelector('p.lead').style.color = 'var(--line)';"
+    assert "color-contrast" in screen.run(f"{faint} {check} return found.violations.map((one) => one.id);")
 
 
 def test_a_link_opens_its_part_of_a_survey(browser, survey_page):
