@@ -68,7 +68,7 @@ def axe() -> str:
     beside = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
     script = Path(os.environ.get("HOPINTERP_AXE", beside))
     if not script.is_file():
-        pytest.skip(f"axe-core is not at {script} (npm install axe-core, or name its axe.min.js in HOPINTERP_AXE)")
+        pytest.skip(f"axe-core is not at {script} (npm install --no-save axe-core, or name its axe.min.js in HOPINTERP_AXE)")
     return script.read_text(encoding="utf-8")
 
 
