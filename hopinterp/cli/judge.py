@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hopinterp.cli.shared import Device, Json, Model, Seed, app, hop_range, open_model, print_json, show, whole, working
+from hopinterp.dates import today
 
 if TYPE_CHECKING:
     from hopinterp.judgement.records import Survey, Verdict
@@ -31,6 +31,7 @@ def verify(
 ) -> None:
     """The verdict: does the model double its hops, go one by one, or do something else? By the program that it runs."""
     from hopinterp.judgement import verdict
+    from hopinterp.models import store
     from hopinterp.views import report as reports
     from hopinterp.views import statements
 
@@ -39,6 +40,7 @@ def verify(
     task.hop_counts(ks)
     if report is not None:
         reports.check_writable(report)
+    card = None if report is None else store.read_card(store.find(model))
     found: Verdict | Survey
     with working("gathering evidence") as said:
         if ks is not None and len(ks) == 1:
@@ -46,7 +48,7 @@ def verify(
         else:
             found = verdict.verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
         if report is not None:
-            reports.write_report(report, found, subject.name, subject, task)
+            reports.write_report(report, found, subject.name, subject, task, card=card, command=_command())
     if as_json:
         print_json({**found.to_json(), "model": subject.name, **_asked()})
     else:
@@ -57,9 +59,13 @@ def _asked() -> dict[str, str]:
     """By which version, when and by which command a result was had."""
     return {
         "version": metadata.version("hopinterp"),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["hopinterp", *sys.argv[1:]]),
+        "date": today().isoformat(timespec="seconds"),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    return shlex.join(["hopinterp", *sys.argv[1:]])
 
 
 def _theorem(model: str) -> int:

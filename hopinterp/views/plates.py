@@ -101,7 +101,7 @@ def attention_plates(found: Evidence, hops: int) -> Iterator[Plate]:
 def error_plate(behaviour: xr.Dataset, name: str) -> Plate:
     """err_k of every k that was measured."""
     caption = "err_k, the share of answered positions whose answer is wrong (the paper's Figure 2, one depth)."
-    return Plate("err_k", plots.error_curve(behaviour), tables.errors_reading(behaviour, name), caption)
+    return Plate("Wrong answers at every k", plots.error_curve(behaviour), tables.errors_reading(behaviour, name), caption)
 
 
 def _last_line(reading: str) -> str:

@@ -17,6 +17,8 @@ def test_verify(run, doubling, tmp_path):
     assert "All 5 controls passed." in out
     page = (tmp_path / "r.html").read_text()
     assert "doubling" in page
+    assert "<dt>Command</dt><dd><code>hopinterp verify " in page
+    assert "<dt>Where from</dt><dd>by a test</dd>" in page  # as the model's card says
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "s"]
 
 

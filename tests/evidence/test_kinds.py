@@ -123,7 +123,7 @@ def test_it_is_in_the_report(found):
     assert "Without a block&#39;s attention k = 4 is lost." in page
     assert "Some block is needed" in page
     assert "By removal." in page
-    assert page.count("<img") == report(found, "m").count("<img") + 1  # forgotten, it is drawn no more
+    assert page.count("<img") == report(found, "m").count("<img") + 2  # by day and by night; forgotten, it is drawn no more
 
 
 def test_it_is_saved_and_loaded(found, tmp_path):

@@ -5,19 +5,26 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
+from html import unescape
 from html.parser import HTMLParser
+from importlib import metadata
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.judgement.records import Verdict
 from hopinterp.judgement.verdict import judge, verify, verify_all
+from hopinterp.models import store
 from hopinterp.theory.construction import Construction
-from hopinterp.theory.hypotheses import Hypothesis, registered
-from hopinterp.views import circuits
+from hopinterp.theory.hypotheses import Hypothesis, claims, registered
+from hopinterp.views import circuits, glossary
 from hopinterp.views.report import report, write_report
+from hopinterp.views.settings import Setting, named_settings, number
+from hopinterp.views.style import SCHEMES
 
 TASK = hi.HopTask(40, 4, 5)
 GROWTH = {
@@ -51,6 +58,14 @@ class Page(HTMLParser):
     def handle_data(self, data):
         for tag in set(self.open):
             self.texts[tag][-1] += data
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_day():
+    """All pages of these tests are of one day."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "1722500000")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -93,25 +108,50 @@ def test_what_the_verdict_says_is_on_the_page(verdict, page):
     assert verdict.verdict == "doubling"
     taken = Page(page)
     assert taken.texts["h1"] == ["How a <made> model solves k-hop induction"]
-    assert taken.texts["h2"][0] == "The verdict at k = 4"
     assert any(text.strip() == "doubling, successor" for text in taken.texts["span"])
+    assert verdict.headline in taken.texts["p"]
     beside = [verdict.foretold_text, verdict.disagreements_text]
-    assert taken.texts["li"] == [*verdict.program.reading.splitlines(), *verdict.reasons, *beside]
-    cells = re.findall(r'<th scope="row">([^<]*)</th>\s*((?:<td>[^<]*</td>\s*)+)', page)
-    table = {label: re.findall(r"<td>([^<]*)</td>", row) for label, row in cells}
+    headline, *lines = verdict.program.reading.splitlines()
+    assert printed(headline) in taken.texts["strong"]  # below the tree
+    contents = taken.texts["li"][: page.partition("</nav>")[0].count("<li>")]
+    assert taken.texts["li"][len(contents) :] == [printed(line) for line in (*lines, *verdict.reasons, *beside)]
+    table = rows_of(page)
     for label, row in verdict.rows:
-        assert table[label] == list(row)
+        assert table[printed(label)] == list(row)
+    assert table["block 3"] == ["hop 4", "first", "first"]  # where each head looks
+    assert "block 2  *hop 2 (by pointer 1) brings *pointer 3" in taken.texts["pre"][0]
     assert table["carried as"] == ["content", "occurrence", "occurrence", "content"]
     for step in verdict.growth:
         label = GROWTH[step.by]
         assert table[label][step.layers[1]] == f"×{step.figures}"
-    for key, value in verdict.settings.items():
-        assert table[key] == [str(value)]
-    assert table["probe: method"] == ["logistic"]
     assert len([words for words in table.values() if words[0] == "passed"]) == len(verdict.controls)
     for k in verdict.evidence["behaviour"].hops.values:
         assert table[str(k)][0].startswith(f"{100 * float(verdict.evidence['behaviour'].error.sel(hops=k)):.2f}%")
     assert "transplants and probes in 4 of 4 blocks; transplants and light cone in" in " ".join(page.split())
+
+
+def rows_of(page):
+    """Every table's rows: label → cells."""
+    text = re.sub(r"</?(code|strong|a|sup|sub)\b[^>]*>", "", page)
+    cells = re.findall(r'<th scope="row"[^>]*>([^<]*)</th>\s*((?:<td[^>]*>[^<]*</td>\s*)+)', text)
+    return {label: re.findall(r"<td[^>]*>([^<]*)</td>", row) for label, row in cells}
+
+
+def printed(text):
+    """A text whose raised and lowered characters are such: as a parser reads it, without their signs."""
+    return re.sub(r"\b(X|err|hop)_", r"\1", re.sub(r"\^(?=[\wℓ])", "", text))
+
+
+def test_every_setting_is_named_in_words(verdict, page):
+    settings = named_settings(verdict)
+    assert list(settings) == ["verdict", "program", "behaviour", "transplants", "probes", "light cone", "attention"]
+    assert {one.name: one.value for one in settings["verdict"]} == {k: number(v) for k, v in verdict.settings.items()}
+    assert Setting("how probes are fitted", "method", "logistic") in settings["probes"]
+    assert Setting("sequences for its tree", "sequences: tree", "30") in settings["program"]
+    shown = re.findall(r"<td><code>(.*?)</code></td><td>(.*?)</td>", page)
+    every = [one for group in settings.values() for one in group]
+    assert [(name, unescape(value)) for name, value in shown] == [(one.name, one.value) for one in every]
+    assert [one.name for one in every if one.words == one.name.replace("_", " ")] == []
 
 
 def test_a_failed_control_is_said(bare):
@@ -148,7 +188,7 @@ def test_one_page_says_one_thing_of_what_is_solved(verdict):
     behaviour["solved"] = behaviour.high <= 0.01
     judged = judge({**verdict.evidence, "behaviour": behaviour}, 4)
     page = report(replace(judged, evidence={"behaviour": behaviour}), "m")
-    assert "err_4 is 0.5% (0.1 to 2.0), not surely solved (1%), under 5%" in page
+    assert "err<sub>4</sub> is 0.5% (0.1 to 2.0), not surely solved (1%), under 5%" in page
     assert "Capacity: every k ≤ 2 at 1%" in page
     assert "m solves k = 1 to 2 in eval mode" in page
 
@@ -160,9 +200,10 @@ def test_a_fourth_hypothesis_is_on_the_page(verdict):
     with registered(tripling):
         page = report(judge(verdict.evidence, 4), "m")
         claimed = report(replace(verdict, verdict="tripling", form=None, evidence=bare_of(verdict)), "m")
-    assert '<th scope="row">theory: tripling</th>' in page
+    assert "theory: tripling" in rows_of(page)
     assert "Tripling fails at block 2: its output stands for 3 hops done (transplants), not 4." in page
     assert "tripling 3 to 4" in page
+    assert "Tripling" in Page(page).texts["dt"]
     assert "tripling 0, 1, 4, 4" in page  # the staircase, in words
     assert "The hops triple." in claimed
     assert 'style="--tint: #123456">tripling<' in claimed
@@ -185,7 +226,13 @@ def test_the_page_stands_alone(page):
     assert loaded
     assert all(value.startswith("data:") for value in loaded)
     assert [link["href"] for link in taken.attributes["link"]] == ["data:,"]
-    assert {link["href"] for link in taken.attributes["a"]} == {"https://arxiv.org/abs/2402.09268"}
+    inner = [link["href"][1:] for link in taken.attributes["a"] if link["href"].startswith("#")]
+    named = [element["id"] for elements in taken.attributes.values() for element in elements if "id" in element]
+    assert len(named) == len(set(named))
+    assert len(inner) == 9
+    assert set(inner) <= set(named)
+    outer = {link["href"] for link in taken.attributes["a"]} - {f"#{name}" for name in inner}
+    assert outer == {"https://arxiv.org/abs/2402.09268"}
     ours = page.replace(circuits.bundled_script(), "")
     assert len(page) - len(ours) == len(circuits.bundled_script())  # once
     assert re.findall(r"https?://[^\"'\s<)]+", ours) == ["https://arxiv.org/abs/2402.09268"]
@@ -201,7 +248,7 @@ def test_the_page_can_be_read_without_eyes(page):
     taken = Page(page)
     assert taken.attributes["html"][0]["lang"] == "en"
     images = taken.attributes["img"]
-    assert len(images) == 7
+    assert len(images) == 7 * 2  # by day and by night, of which one is shown
     assert all(len(image["alt"]) > 40 for image in images)
     assert len({image["alt"] for image in images}) == 7
     levels = [int(level) for level in re.findall(r"<h([1-6])", page.partition("<script")[0])]
@@ -213,22 +260,76 @@ def test_the_page_can_be_read_without_eyes(page):
 def test_without_a_model_there_is_no_script(bare):
     page = report(bare, "m")
     assert "<script" not in page
-    assert len(page) < 100_000
+    assert len(page) < 250_000
 
 
 def test_one_seed_one_page(verdict, made, page):
     assert report(verdict, "a <made> model", made, TASK) == page
 
 
+def test_the_page_says_when_it_was_made(bare, monkeypatch):
+    page = report(bare, "m")
+    facts = facts_of(page)
+    assert facts["Date"] == "2024-08-01 08:13 UTC"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1722600000")
+    assert report(bare, "m") == page.replace("2024-08-01 08:13 UTC", "2024-08-02 12:00 UTC")  # and nothing else differs
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(HopInterpError, match="SOURCE_DATE_EPOCH is 'yesterday'; it must be whole seconds since 1970"):
+        report(bare, "m")
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    before = datetime.now(UTC).replace(second=0, microsecond=0)
+    made = datetime.strptime(facts_of(report(bare, "m"))["Date"], "%Y-%m-%d %H:%M UTC").replace(tzinfo=UTC)
+    assert before <= made <= datetime.now(UTC)
+
+
+def facts_of(page):
+    taken = Page(page.partition("</dl>")[0].partition("<dl")[2].join(("<dl", "</dl>")))
+    return dict(zip(taken.texts["dt"], taken.texts["dd"], strict=True))
+
+
+def test_the_page_says_what_the_model_is_and_how_it_came_to_be(bare, made, tmp_path):
+    store.save(tmp_path / "made", made, TASK, {"how": "set by hand", "command": "hopinterp construct --hops 4"})
+    facts = facts_of(report(bare, "m", tmp_path / "made", TASK, command="hopinterp verify made --report m.html"))
+    assert facts["Model"] == f"4 blocks of 3 heads, width {made.spec.d_model}, attention only, no layer norm"
+    assert facts["Parameters"] == f"{sum(p.numel() for p in made.parameters.values()):,}"
+    assert facts["Task"] == "40 letters of an alphabet of 4, k up to 5"
+    assert (facts["Where from"], facts["Made by"]) == ("set by hand", "hopinterp construct --hops 4")
+    assert facts["Command"] == "hopinterp verify made --report m.html"
+    assert (facts["Seed"], facts["Sequences"]) == ("0", "30")
+    assert facts["Version"] == f"hopinterp {metadata.version('hopinterp')}"
+    bare_facts = facts_of(report(replace(bare, version="0.0.9"), "m"))
+    assert not {"Command", "Where from", "Made by", "Parameters"} & bare_facts.keys()  # nobody said so
+    assert bare_facts["Version"].startswith("judged by hopinterp 0.0.9, shown by ")
+
+
+def test_the_words_are_explained_on_a_chain_that_is_drawn(bare):
+    page = report(bare, "m")
+    taken = Page(page)
+    words = " ".join(taken.texts["dt"])
+    for word in ("findj(i)", "errk", "R(ℓ)", "Pointer, content, occurrence", "derivation", "Doubling", "Sequential"):
+        assert word in words
+    assert glossary.chain() == [9, 7, 5]  # by hand: the b before 9 stands at 6, the a before 7 at 4
+    assert taken.attributes["svg"][0]["aria-label"].endswith("find^1(9) = 7; find^2(9) = 5.")
+    assert "so find¹(9) = 7." in glossary.task_words()
+    assert "so the answer is d." in glossary.task_words()
+    assert "the letter and which of its occurrences it is (a, number 3)." in page
+    for one in claims().values():
+        for form in one.forms:
+            assert form.words in page
+
+
 def test_a_survey_has_a_part_for_every_k(survey, survey_page):
     taken = Page(survey_page)
     assert [part["id"] for part in taken.attributes["details"] if "id" in part] == ["k1", "k2"]
+    badges = [text.strip() for text in taken.texts["span"]]
+    assert badges == [one.verdict for one in survey.verdicts.values()] * 2  # in the table, and over each part
+    assert survey.reading.splitlines()[-1] in taken.texts["p"]
     assert str(survey.capacity) in taken.texts["p"]
     for k, verdict in survey.verdicts.items():
-        assert f"k = {k}: {verdict.verdict}" in taken.texts["h2"]
-    assert f"One sequence, k = {max(survey.verdicts)}" in taken.texts["h2"]
-    assert survey_page.count("image/svg+xml") == 1  # the errors; the figures of each k are bitmaps
-    assert survey_page.count("image/webp") == 6 * 2
+        assert f"k = {k} {verdict.verdict}" in [" ".join(text.split()) for text in taken.texts["h2"]]
+    assert f"One sequence, head by head, k = {max(survey.verdicts)}" in taken.texts["h2"]
+    assert survey_page.count("image/svg+xml") == 2  # the errors, light and dark; the figures of each k are bitmaps
+    assert survey_page.count("image/webp") == 6 * 2 * 2
 
 
 def test_where_a_model_fails_there_is_nothing_to_draw(small_model, small_task):
@@ -313,7 +414,7 @@ def test_the_page_works_in_a_browser(browser, page):
     assert visit.problems == []
     assert visit.requested == []
     found = visit.result
-    assert found["images"] == [True] * 7
+    assert found["images"] == [True] * 7 * 2
     assert found["first"]["names"] == ["3.0", "3.1", "3.2", "find^4"]  # the last block, and what it attends to
     assert found["first"]["canvases"] == 5  # four small, one large
     assert found["first"]["blue"] > 0
@@ -349,17 +450,76 @@ def test_the_watch_sees_what_a_page_asks_for(browser):
     assert len(strict.problems) == 2
 
 
-def test_the_page_fits_a_phone(browser, page):
-    visit = browser(
-        page,
-        "await wait(1500); result.widths = [innerWidth, document.documentElement.scrollWidth];"
-        "result.text = parseFloat(getComputedStyle(document.querySelector('p.lead')).fontSize);",
-        size=(500, 900),
-    )
-    inner, needed = visit.result["widths"]
-    assert inner <= 500
-    assert needed <= inner  # wide tables and figures scroll within themselves
-    assert visit.result["text"] >= 16
+PHONE = 390
+MEASURE = """
+  const wide = (element) => element.getBoundingClientRect().right;
+  const all = [...document.querySelectorAll("table td, table th, p, li, dd, nav a, .chain")];
+  const cells = all.filter((one) => one.checkVisibility());
+  const image = document.querySelector(".by-day"), scroll = image.closest(".scroll");
+  const result = {needed: document.documentElement.scrollWidth, cells: cells.length, widest: Math.max(...cells.map(wide))};
+  result.images = Math.max(...[...document.images].map(wide));
+  document.querySelector(".full input").click();
+  result.enlarged = [image.offsetWidth, image.offsetWidth > scroll.clientWidth, scroll.scrollWidth > scroll.clientWidth];
+  result.afterwards = document.documentElement.scrollWidth;
+  result.text = parseFloat(getComputedStyle(document.querySelector("p.lead")).fontSize);
+  return result;
+"""
+
+
+def test_the_page_fits_a_phone(screen, page, tmp_path):
+    """Text, tables and figures stand on the screen whole; a figure at its full size scrolls within itself."""
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    screen.open(tmp_path / "a.html", PHONE)
+    found = screen.run(MEASURE)
+    assert found["cells"] > 100
+    assert found["needed"] == found["afterwards"] == PHONE
+    assert found["widest"] <= PHONE
+    assert found["images"] <= PHONE
+    width = int(re.search(r'style="width: ([0-9]+)px"', page)[1])
+    assert found["enlarged"] == [width, True, True]
+    assert found["text"] >= 16
+
+
+COLOURS = """
+  const seen = (element, name) => getComputedStyle(element)[name];
+  const fold = document.querySelector("#settings ~ details");
+  return {ground: seen(document.body, "backgroundColor"), ink: seen(document.body, "color"),
+    figures: [...new Set([...document.images].filter((one) => one.checkVisibility()).map((one) => one.className))],
+    box: seen(document.querySelector(".chain rect"), "fill"), unfolded: fold.querySelector("table").checkVisibility()};
+"""
+
+
+def test_the_page_follows_the_scheme_that_the_reader_prefers(screen, page, tmp_path):
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    screen.open(tmp_path / "a.html", 1400)
+    light = screen.run(COLOURS)
+    white, near_black = "rgb(255, 255, 255)", "rgb(27, 31, 36)"
+    assert light == {"ground": white, "ink": near_black, "figures": ["by-day"], "box": white, "unfolded": False}
+    screen.prefer(dark=True)
+    dark = screen.run(COLOURS)
+    assert (dark["figures"], dark["unfolded"]) == (["by-night"], False)
+    assert dark["ground"] == dark["box"] == "rgb(13, 17, 23)" == rgb(SCHEMES["dark"].ground)  # as the figures'
+    assert dark["ink"] == "rgb(230, 237, 243)"
+    screen.prefer(dark=True, media="print")
+    assert screen.run(COLOURS) == light | {"unfolded": True}  # paper is white, and what is folded cannot be opened on it
+
+
+def rgb(colour):
+    return f"rgb({', '.join(str(round(255 * part)) for part in to_rgb(colour))})"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_page_is_accessible(screen, page, axe, tmp_path, dark):
+    """By axe-core: contrast of all text, names of all controls and pictures, the order of headings, landmarks, tables."""
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    screen.open(tmp_path / "a.html", 1400, dark=dark)
+    screen.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    screen("Runtime.evaluate", expression=axe)
+    check = "const found = await axe.run(document, {resultTypes: ['violations']}); await document.fonts.ready;"
+    told = "[one.id, ...one.nodes.map((node) => node.html.slice(0, 200))]"
+    assert screen.run(f"{check} return found.violations.map((one) => {told});") == []
+    faint = "document.querySelector('p.lead').style.color = 'var(--line)';"
+    assert "color-contrast" in screen.run(f"{faint} {check} return found.violations.map((one) => one.id);")
 
 
 def test_a_link_opens_its_part_of_a_survey(browser, survey_page):

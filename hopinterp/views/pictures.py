@@ -1,0 +1,72 @@
+"""Figures as a page carries them: in a light and a dark scheme, as data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hopinterp.views.plates import Plate
+from hopinterp.views.style import scheme
+
+_PIXELS_AN_INCH = 110  # at which a figure's text has the size of the page's
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plate as the page shows it.
+
+    Attributes:
+        light, dark: data URIs.
+        alt: what it shows, in words.
+        caption: how to read it.
+        width: in CSS pixels.
+    """
+
+    title: str
+    light: str
+    dark: str
+    alt: str
+    caption: str
+    width: int
+
+
+def pictures(plates: Callable[[], Iterable[Plate]], sharp: bool = True) -> list[Picture]:
+    """What a function draws, drawn once in each scheme.
+
+    Args:
+        sharp: as vector graphics; else as bitmaps, which are smaller where a page has very many.
+    """
+    drawn = {name: _drawn(name, plates, sharp) for name in ("light", "dark")}
+    return [
+        Picture(plate.title, light, dark, plate.shows, plate.caption, round(plate.figure.get_figwidth() * _PIXELS_AN_INCH))
+        for (plate, light), (_, dark) in zip(drawn["light"], drawn["dark"], strict=True)
+    ]
+
+
+def _drawn(name: str, plates: Callable[[], Iterable[Plate]], sharp: bool) -> list[tuple[Plate, str]]:
+    with scheme(name):
+        return [(plate, _vector(plate.figure) if sharp else _pixels(plate.figure)) for plate in plates()]
+
+
+def _vector(figure: Figure) -> str:
+    # glyphs as paths look alike on every machine; the salt and the missing date make the same figure the same bytes
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "hopinterp"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = re.sub(rb"\s*<!DOCTYPE.*?>", b"", buffer.getvalue(), flags=re.DOTALL)
+    return f"data:image/svg+xml;base64,{base64.b64encode(text).decode()}"
+
+
+def _pixels(figure: Figure) -> str:
+    # WebP without loss: a third of a PNG's bytes, and lines keep their colours, which a palette mixes up
+    buffer, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    Image.open(buffer).convert("RGB").save(small, format="webp", lossless=True)
+    return f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"
