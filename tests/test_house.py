@@ -29,6 +29,7 @@ HOUSE = {
         "torch_files",
         "architectures",
         "gpt2",
+        "places",
         "card",
         "subject",
         "store",
@@ -101,6 +102,7 @@ HOUSE = {
         "style",
         "plots",
         "tables",
+        "side_by_side",
         "statements",
         "trends",
         "circuits",
@@ -110,7 +112,7 @@ HOUSE = {
         "verdicts",
         "report",
     ),
-    "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "__init__"),
+    "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "compare", "commands", "__init__"),
 }
 """Rooms from the lowest up, and the files of each from the lowest up: a file imports only what stands before it."""
 ORDER = [f"{room}.{name}" if name else room for room, files in HOUSE.items() for name in files or ("",)]

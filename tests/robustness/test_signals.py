@@ -132,8 +132,8 @@ def test_a_command_at_work_ends_in_one_line(server, small, words, name):
 def test_a_signal_while_everything_is_imported(server, small):
     """The first thing that a command does is to say how it ends."""
     late = "import hopinterp.cli.shared as s, time; s.open_model = 0\n"
-    late += "import hopinterp.models.store as o\no.list_models = lambda _: (open('at work', 'w').close(), time.sleep(600))"
-    running = server.start("models", cwd=small, before=late)
+    late += "import hopinterp.models.places as o\no.search = lambda _: (open('at work', 'w').close(), time.sleep(600))"
+    running = server.start("models", ".", cwd=small, before=late)
     until(small / "at work", running)
     running.signal("SIGTERM")
     assert one_line(running.wait(), 143) == "hopinterp: stopped by SIGTERM\n"
