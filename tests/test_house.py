@@ -51,6 +51,7 @@ HOUSE = {
         "intervals",
         "datasets",
         "reading.behaviour",
+        "reading.comparing",
         "reading.attention",
         "reading.linear",
         "reading.probes",

@@ -78,7 +78,8 @@ def import_(
     alphabet: Annotated[int, whole("Size of the alphabet.")] = 4,
     max_hops: Annotated[int, whole("The largest k.")] = 16,
     act: Annotated[
-        str | None, typer.Option(help="The MLP's activation: gelu_new (unless a config says other), gelu, relu.")
+        str | None,
+        typer.Option(help="The MLP's activation: gelu_new (the default, unless a config says other), gelu or relu."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a model directory that is there.")] = False,
     seed: Seed = 0,
