@@ -1,4 +1,4 @@
-"""The signals that ask a process to stop, as exceptions: SIGTERM and SIGHUP do what Ctrl-C does."""
+"""The signals that ask a process to stop: SIGTERM and SIGHUP do what Ctrl-C does, and none meets an import unprepared."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ from hopinterp.cli.shared import app
         (("eval", "MODEL", "--hops", "3-1"), "empty range"),
         (("eval", "MODEL", "--sequences", "0"), "batch_size is 0"),
         (("eval", "MODEL", "--sequences", "many"), "--sequences"),
+        (("eval", "MODEL", "--sequences", "1000000000"), "1,000,000,000 sequences need about"),
+        (("eval", "MODEL", "--distinct", "1000000000"), "1,000,000,000 sequences need about"),
         (("eval", "MODEL", "--dropout", "2"), "dropout is 2.0"),
         (("eval", "MODEL", "--device", "abacus"), "--device is 'abacus'"),
         (("eval", "MODEL", "--plot", "nowhere/f.png"), "no directory nowhere"),

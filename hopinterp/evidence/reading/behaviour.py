@@ -60,6 +60,8 @@ def evaluate(
     """
     subject = Subject.asked(model, task)
     ks = task.hop_counts(range(1, task.max_hops + 1) or [0]) if hops is None else task.hop_counts(hops)
+    for wanted in (sequences, distinct or 1):  # before anything is answered
+        task.check_batch(wanted)
     if dropout:
         subject.weights_for("dropout")
     generator = seeded(seed, subject.device)
