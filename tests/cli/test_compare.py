@@ -1,5 +1,7 @@
 """compare, and eval of several models: tables, JSON, the overlaid figure, and what they refuse."""
 
+from types import SimpleNamespace
+
 import pytest
 
 import hopinterp as hi
@@ -39,19 +41,31 @@ def test_compare_table(run, both):
     assert out.splitlines()[-1] == "s errs less at k = 4 and more at k = 1 than m."  # it was built for k = 4
 
 
-def test_compare_with_verdicts(run, both):
-    _, out, _ = run("compare", *both, "--hops", 4, "--sequences", 20, "--verify")
-    assert [" ".join(line.split()[:5]) for line in out.splitlines()[-2:]] == ["m, k = 4: none.", "s, k = 4: doubling"]
+def test_compare_with_verdicts(run, run_json, both, monkeypatch):
+    """At the k of --hops, or the one that `verify` would choose: that of the card, or the theorem's."""
+
+    def judged(subject, _task, k, **settings):
+        said = f"{subject.name} at {k}, {settings['sequences']} sequences"
+        return SimpleNamespace(headline=said, to_json=lambda: {"verdict": said})
+
+    monkeypatch.setattr("hopinterp.judgement.verdict.verify", judged)
+    _, out, _ = run("compare", *both, "--hops", "1-2", "--sequences", 20, "--verify")
+    assert out.splitlines()[-2:] == ["m at 1, 20 sequences", "s at 4, 20 sequences"]
+    found = run_json("compare", *both, "--hops", 3, "--sequences", 20, "--verify")
+    assert {name: one["verdict"] for name, one in found["verdicts"].items()} == {
+        "m": "m at 3, 20 sequences",
+        "s": "s at 3, 20 sequences",
+    }
 
 
-def test_compare_programs(run_json, doubling, small_task, tmp_path):
-    other = hi.construct(small_task, 4, algorithm="lookup")
-    store.save(tmp_path / "l", other, small_task, {"how": "by a test", "hops": 4})
-    words = ("compare", doubling, tmp_path / "l", "--hops", 4, "--sequences", 20, "--program")
+def test_compare_programs(run_json, small_task, tmp_path):
+    for name, algorithm in (("s", "successor"), ("l", "lookup")):
+        store.save(tmp_path / name, hi.construct(small_task, 2, algorithm=algorithm), small_task, {"how": "by a test"})
+    words = ("compare", tmp_path / "s", tmp_path / "l", "--hops", 2, "--sequences", 20, "--program")
     found = run_json(*words)["program"]
-    assert found["programs"] == [{"model": "s", "hops": 4}, {"model": "l", "hops": 4}]
+    assert found["programs"] == [{"model": "s", "hops": 2}, {"model": "l", "hops": 2}]
     assert set(found["derivations"]) == {"first", "both", "second"}
-    assert found["rows"]["reach"] == ["0 1 3 4", "0 1 2 4"]
+    assert found["rows"]["reach"] == ["0 1 2", "0 1 2"]
 
 
 def test_eval_of_several(run, run_json, both, tmp_path):
