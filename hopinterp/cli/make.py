@@ -88,9 +88,10 @@ def import_(
     """Import a Hugging Face GPT-2 checkpoint of the task, exactly."""
     from hopinterp.models import gpt2, store
 
-    model, task = gpt2.import_gpt2(
-        file, heads, n_letters=letters, alphabet_size=alphabet, max_hops=max_hops, act_fn=act
-    )  # fmt: skip
+    with working("reading the checkpoint") as report:
+        model, task = gpt2.import_gpt2(
+            file, heads, n_letters=letters, alphabet_size=alphabet, max_hops=max_hops, act_fn=act, report=report
+        )
     store.check_free(out, overwrite)
     made = {"how": f"imported from {file.absolute().name}", "heads": model.spec.n_heads}
     _keep(out, model, task, made, _measured(model, task, seed), overwrite, as_json)
