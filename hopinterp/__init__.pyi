@@ -18,6 +18,7 @@ from .evidence.patching.path import path_patch as path_patch
 from .evidence.reading.attention import align as align
 from .evidence.reading.behaviour import capacity as capacity
 from .evidence.reading.behaviour import evaluate as evaluate
+from .evidence.reading.comparing import compare as compare
 from .evidence.reading.probes import probe as probe
 from .evidence.reading.probes import resolved as resolved
 from .evidence.transplants.alignment_search import transplant_subspaces as transplant_subspaces

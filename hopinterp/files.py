@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -23,6 +24,7 @@ LARGEST = 4 * 2**30
 """Bytes of the largest file that is read: a model of a thousand million numbers."""
 LARGEST_JSON = 64 * 2**20
 _PARTIAL, _OLD = ".partial", ".old"
+_KEPT, _RANDOM = 50, 6  # of a temporary's name: characters of the target's, bytes that nobody can foresee
 _YOUNG = 1.0  # seconds in which a new temporary may not have been locked yet
 
 
@@ -242,6 +244,14 @@ def recover(target: Path) -> None:
                     old.rename(target)
 
 
+def recover_all(folder: Path) -> None:
+    """`recover` everything in a folder. Of names of 50 characters or more the leftover does not keep the whole."""
+    with suppress(OSError, ValueError):
+        for old in os.listdir(folder):
+            if named := re.fullmatch(rf"\.(.{{1,{_KEPT - 1}}})-[0-9a-f]{{{2 * _RANDOM}}}{re.escape(_OLD)}", old, re.DOTALL):
+                recover(folder / named[1])
+
+
 def leftover(path: Path) -> bool:
     """Whether a file or directory is what a killed process left unfinished."""
     return path.name.startswith(".") and path.name.endswith((_PARTIAL, _OLD))
@@ -275,11 +285,11 @@ def _remove(path: Path) -> None:
 
 def _beside(path: Path, suffix: str) -> Path:
     """A new name next to a path; names have at most 255 bytes."""
-    return path.with_name(f"{_stem(path)}{secrets.token_hex(6)}{suffix}")
+    return path.with_name(f"{_stem(path)}{secrets.token_hex(_RANDOM)}{suffix}")
 
 
 def _stem(path: Path) -> str:
-    return f".{path.name[:50]}-"
+    return f".{path.name[:_KEPT]}-"
 
 
 def _siblings(path: Path, suffix: str) -> Iterator[Path]:

@@ -1,14 +1,17 @@
-"""The signals that ask a process to stop, as exceptions: SIGTERM and SIGHUP do what Ctrl-C does."""
+"""The signals that ask a process to stop: SIGTERM and SIGHUP do what Ctrl-C does, and none meets an import unprepared."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+_working: list[bool] = []
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,23 +37,61 @@ def in_words(stopped: KeyboardInterrupt) -> str:
 
 
 def raise_when_stopped() -> Callable[[], Stopped | None]:
-    """From now on SIGTERM and SIGHUP raise `Stopped` in the main thread, unless they are ignored, as nohup has SIGHUP be.
+    """From now on SIGTERM and SIGHUP raise `Stopped` in the main thread, and SIGINT a KeyboardInterrupt, unless they are
+    ignored, as nohup has SIGHUP be.
+
+    In the middle of an import, which may make something else of an exception, the process says what happened and ends at
+    once; but not while it is `at_work`, when there may be something to save.
 
     Returns:
-        What gives the last one that was raised: others may make something else of it.
+        What gives the last `Stopped` that was raised: others may make something else of it.
     """
     last: Stopped | None = None
 
-    def stop(number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         nonlocal last
-        last = Stopped(number)
-        raise last
+        reason = KeyboardInterrupt() if number == signal.SIGINT else Stopped(number)
+        if not _working and _in_an_import(frame):
+            with suppress(OSError):  # nobody is there to read it
+                os.write(2, f"hopinterp: {in_words(reason)}\n".encode())
+            os._exit(status(reason))
+        if isinstance(reason, Stopped):
+            last = reason
+        raise reason
 
     if threading.current_thread() is threading.main_thread():
         for number in STOPPING:
-            if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, stop)
     return lambda: last
+
+
+def _in_an_import(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Meanwhile a signal raises, also in the middle of an import."""
+    _working.append(True)
+    try:
+        yield
+    finally:
+        _working.pop()
+
+
+def let_end() -> None:
+    """From now on a signal to stop changes nothing, for all is done and the process ends; a second one ends it at once."""
+
+    def pass_by(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, pass_by)
 
 
 @contextmanager

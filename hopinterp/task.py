@@ -111,9 +111,7 @@ class HopTask:
             HopInterpError: hops out of range, no sequences asked for, or no source of randomness; with `distinct`, no such
                 chain: two letters, or more hops than the sequence has room for.
         """
-        batch_size = whole("batch_size", batch_size, 1)
-        # find^j of every position, and as much again while it is made
-        require_memory(f"{batch_size:,} sequences", 16 * batch_size * self.n_positions * (self.max_hops + 1))
+        batch_size = self.check_batch(batch_size)
         if (seed is None) == (generator is None):
             raise HopInterpError("sample() needs a seed or a generator, and not both")
         if generator is None:
@@ -126,6 +124,13 @@ class HopTask:
         if hops is None:
             hops = torch.randint(self.max_hops + 1, (batch_size,), generator=generator)
         return self._batch(letters.to(device), self._hop_counts(hops, batch_size).to(device))
+
+    def check_batch(self, batch_size: int) -> int:
+        """The number of a batch's sequences, as an int. Raises HopInterpError where it is none, or memory has no room."""
+        batch_size = whole("batch_size", batch_size, 1)
+        # find^j of every position, and as much again while it is made
+        require_memory(f"{batch_size:,} sequences", 16 * batch_size * self.n_positions * (self.max_hops + 1))
+        return batch_size
 
     def _sample_distinct(
         self, batch_size: int, hops: SupportsIndex | Int[Tensor, " batch"] | None, generator: torch.Generator

@@ -30,6 +30,7 @@ HOUSE = {
         "torch_files",
         "architectures",
         "gpt2",
+        "places",
         "card",
         "subject",
         "store",
@@ -51,6 +52,7 @@ HOUSE = {
         "intervals",
         "datasets",
         "reading.behaviour",
+        "reading.comparing",
         "reading.attention",
         "reading.linear",
         "reading.probes",
@@ -103,6 +105,7 @@ HOUSE = {
         "axes",
         "plots",
         "tables",
+        "side_by_side",
         "statements",
         "trends",
         "circuits",
@@ -115,7 +118,7 @@ HOUSE = {
         "settings",
         "report",
     ),
-    "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "__init__"),
+    "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "compare", "commands", "__init__"),
 }
 """Rooms from the lowest up, and the files of each from the lowest up: a file imports only what stands before it."""
 ORDER = [f"{room}.{name}" if name else room for room, files in HOUSE.items() for name in files or ("",)]

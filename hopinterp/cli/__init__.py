@@ -5,37 +5,24 @@ from __future__ import annotations
 import os
 import sys
 
-import typer
-
 from hopinterp import signals
-from hopinterp.cli import decompile, intervene, judge, make, read, train  # noqa: F401 (importing them registers their commands)
-from hopinterp.cli.shared import INTERRUPTED, app
 from hopinterp.errors import HopInterpError
 from hopinterp.shown import legible, use_stand_ins
 
 
 def main() -> None:
     """Run the command: what a user can mend is one line on standard error and exit status 2."""
-    # the base class of everything the parser raises, which typer does not name publicly
-    usage_error: type[Exception] = typer.BadParameter.__bases__[0]
+    stopped = signals.raise_when_stopped()  # before the parser is imported, which takes some tenths of a second
     use_stand_ins(sys.stdout, sys.stderr)
-    stopped = signals.raise_when_stopped()
     try:
-        try:
-            status = app(standalone_mode=False) or 0
-            sys.stdout.flush()
-        except SystemExit as exit_:
-            sys.stdout.flush()
-            raise exit_
-        if status == INTERRUPTED:  # the parser turned a signal into this
+        status = _run()
+        sys.stdout.flush()
+        if status == signals.status(KeyboardInterrupt()):  # the parser turned a signal into this
             raise stopped() or KeyboardInterrupt
         sys.exit(status)
     except HopInterpError as error:
         _fail(str(error))
-    except usage_error as error:
-        _fail(error.format_message())  # type: ignore[attr-defined]
-    except (KeyboardInterrupt, typer.Abort) as error:
-        reason = error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
+    except KeyboardInterrupt as reason:
         _say(f"hopinterp: {signals.in_words(reason)}")
         sys.exit(signals.status(reason))
     except BrokenPipeError:  # whoever read has gone
@@ -48,6 +35,31 @@ def main() -> None:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         _fail("there is not enough memory for this: ask for less at once (--sequences), or for a smaller model")
+    finally:
+        signals.let_end()
+
+
+def _run() -> int:
+    """The exit status of what was asked for. Raises HopInterpError where the parser does not understand it."""
+    import typer
+
+    from hopinterp.cli import commands
+
+    # the base class of everything the parser raises, which typer does not name publicly
+    usage_error: type[Exception] = typer.BadParameter.__bases__[0]
+    try:
+        return commands.app(standalone_mode=False) or 0
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except usage_error as error:
+        message: str = error.format_message()  # type: ignore[attr-defined]
+        if not message:  # no command was given: the help is shown already
+            sys.stdout.flush()
+            return error.exit_code  # type: ignore[attr-defined, no-any-return]
+        raise HopInterpError(message) from None
 
 
 def _fail(message: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopinterp.cli.shared import Dpi, Json, Model, Plot, Seed, app, hop_range, open_model, print_json, whole, working
+from hopinterp.cli.shared import Dpi, Json, Model, Plot, Seed, hop_range, open_model, print_json, say_written, whole, working
 from hopinterp.errors import HopInterpError
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hopinterp.decompile.records import Decompiled
 
 
-@app.command()
 def decompile(
     model: Model,
     hops: Annotated[str, typer.Option(help="k: one number, several (4-16, 1,2,8), or all.")],
@@ -26,7 +25,7 @@ def decompile(
     seed: Seed = 0,
     plot: Plot = None,
     dpi: Dpi = 150,
-    out: Annotated[Path | None, typer.Option(help="Also save what was found to this directory.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also save what was found to this new directory.")] = None,
     as_json: Json = False,
 ) -> None:
     """The program that the model runs: where each head looks, which jumps add up to k; and the proof that it runs it."""
@@ -50,6 +49,7 @@ def decompile(
     if out is not None:
         found.save(out)
     if as_json:
-        print_json(found.to_json())
+        print_json(found.to_json(), plot, out)
     else:
+        say_written(plot, out)
         print(found)

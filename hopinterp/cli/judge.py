@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopinterp.cli.shared import Device, Json, Model, Seed, app, hop_range, open_model, print_json, show, whole, working
+from hopinterp.cli.shared import Device, Json, Model, Seed, hop_range, open_model, print_json, show, whole, working
 from hopinterp.dates import today
 
 if TYPE_CHECKING:
     from hopinterp.judgement.records import Survey, Verdict
+    from hopinterp.models.card import Card
 
 
-@app.command()
 def verify(
     model: Model,
     hops: Annotated[
@@ -36,7 +36,7 @@ def verify(
     from hopinterp.views import statements
 
     subject, task = open_model(model, device)
-    ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [_theorem(model)]
+    ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [granted(store.read_card(store.find(model)))]
     task.hop_counts(ks)
     if report is not None:
         reports.check_writable(report)
@@ -50,9 +50,9 @@ def verify(
         if report is not None:
             reports.write_report(report, found, subject.name, subject, task, card=card, command=_command())
     if as_json:
-        print_json({**found.to_json(), "model": subject.name, **_asked()})
+        print_json({**found.to_json(), "model": subject.name, **_asked()}, report)
     else:
-        show(statements.judged_table(found), found.reading)
+        show(statements.judged_table(found), found.reading, report)
 
 
 def _asked() -> dict[str, str]:
@@ -68,10 +68,7 @@ def _command() -> str:
     return shlex.join(["hopinterp", *sys.argv[1:]])
 
 
-def _theorem(model: str) -> int:
+def granted(card: Card) -> int:
     """The k that a model was built for, or the largest k < 2^(L−1), which Theorem 4.2 grants its depth."""
-    from hopinterp.models import store
-
-    card = store.read_card(store.find(model))
     built_for: int | None = card.made.get("hops")
     return built_for or max(1, min(2 ** (card.spec.n_layers - 1) - 1, card.task.max_hops))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopinterp.cli.shared import Json, Seed, app, print_json, show, whole, working
+from hopinterp.cli.shared import Json, Seed, choices, print_json, show, whole, working
 from hopinterp.errors import HopInterpError
 from hopinterp.shown import legible
 
@@ -20,47 +21,65 @@ if TYPE_CHECKING:
     from hopinterp.models.fused import FusedTransformer
     from hopinterp.task import HopTask
 
+ALGORITHMS = ("lookup", "successor", "sequential")
+"""For the shell to complete; the registry of hypotheses is known only where torch is imported."""
 
-@app.command()
+
 def models(
-    directory: Annotated[str | None, typer.Argument(help="Look here instead of among the shipped models.")] = None,
+    directory: Annotated[
+        str | None,
+        typer.Argument(
+            help="Look here, and in the folders below, for models and training runs; by default among the shipped models."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the models that can be named."""
+    """List the models that can be named: the shipped ones, or those in a directory, training runs included."""
     from hopinterp.models import store
+    from hopinterp.models.places import Listing, search
     from hopinterp.views import tables
 
-    if directory is not None and not (str(directory) and os.path.isdir(directory)):
-        raise HopInterpError(f"no directory {str(directory)!r:.200}")
+    if directory is not None and not (directory and os.path.isdir(directory)):
+        raise HopInterpError(f"no directory {directory!r:.200}")
+    listed = Listing(store.list_models()) if directory is None else search(directory)
     cards, broken = {}, {}
-    for path in store.list_models(directory):
+    for path in listed.models:
         try:
-            cards[path.name] = store.read_card(path)
+            cards[_listed(path, directory)] = store.read_card(store.find(path))
         except HopInterpError as error:
-            broken[path.name] = str(error)
+            broken[_listed(path, directory)] = str(error)
+    resumed = {_listed(run, directory): f"hopinterp train --resume {shlex.quote(str(run))}" for run in listed.unfinished}
     if as_json:
         print_json(
             {name: json.loads(card.to_json()) for name, card in cards.items()}
             | {name: {"broken": why} for name, why in broken.items()}
+            | {name: {"unfinished": how} for name, how in resumed.items()}
         )
         return
     lines = [f"{legible(name)} is broken: {legible(why)}" for name, why in broken.items()]
-    lines += [f"{len(cards)} model(s) in {legible(str(directory or 'trained_models'))}."]
+    lines += [f"{legible(name)} is an unfinished run; go on with: {legible(how)}" for name, how in resumed.items()]
+    lines += [f"{len(cards)} model(s) in {legible(directory or 'trained_models')}."]
     show(tables.models_table(cards), "\n".join(lines))
 
 
-@app.command("import")
+def _listed(path: Path, directory: str | None) -> str:
+    """A model's name in a list: its path in the directory that is listed."""
+    within = path.name if directory is None else os.path.relpath(path, directory)
+    return path.resolve().name if within == "." else within
+
+
 def import_(
     file: Annotated[
         Path, typer.Argument(help="A GPT-2 state dict (torch.save or safetensors), or what save_pretrained wrote.")
     ],
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
-    heads: Annotated[int | None, whole("Attention heads, which a state dict does not show.")] = None,
+    heads: Annotated[int | None, whole("Attention heads, which a state dict does not show; a config's by default.")] = None,
     letters: Annotated[int | None, whole("Letters in a sequence; two fewer than positions by default.")] = None,
     alphabet: Annotated[int, whole("Size of the alphabet.")] = 4,
     max_hops: Annotated[int, whole("The largest k.")] = 16,
     act: Annotated[
-        str | None, typer.Option(help="The MLP's activation: gelu_new (unless a config says other), gelu, relu.")
+        str | None,
+        typer.Option(help="The MLP's activation: gelu_new (the default, unless a config says other), gelu or relu."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a model directory that is there.")] = False,
     seed: Seed = 0,
@@ -69,19 +88,21 @@ def import_(
     """Import a Hugging Face GPT-2 checkpoint of the task, exactly."""
     from hopinterp.models import gpt2, store
 
-    model, task = gpt2.import_gpt2(
-        file, heads, n_letters=letters, alphabet_size=alphabet, max_hops=max_hops, act_fn=act
-    )  # fmt: skip
+    with working("reading the checkpoint") as report:
+        model, task = gpt2.import_gpt2(
+            file, heads, n_letters=letters, alphabet_size=alphabet, max_hops=max_hops, act_fn=act, report=report
+        )
     store.check_free(out, overwrite)
     made = {"how": f"imported from {file.absolute().name}", "heads": model.spec.n_heads}
     _keep(out, model, task, made, _measured(model, task, seed), overwrite, as_json)
 
 
-@app.command()
 def construct(
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
-    algorithm: Annotated[str, typer.Option(help="lookup, successor or sequential.")] = "lookup",
-    hops: Annotated[int | None, whole("k, which the model computes whatever it is asked.")] = None,
+    algorithm: Annotated[
+        str, typer.Option(help="lookup, successor or sequential.", autocompletion=choices(*ALGORITHMS))
+    ] = "lookup",
+    hops: Annotated[int | None, whole("k, which the model computes whatever it is asked; else --multi-task.")] = None,
     multi_task: Annotated[
         bool, typer.Option("--multi-task", help="Instead read k from the first token, up to --max-hops.")
     ] = False,
@@ -132,6 +153,6 @@ def _keep(
 
     card = store.save(out, model, task, made, errors, overwrite)
     if as_json:
-        print_json(json.loads(card.to_json()))
+        print_json(json.loads(card.to_json()), out)
     else:
-        show(None, tables.model_reading(out, card))
+        show(None, tables.model_reading(out, card), out)

@@ -13,25 +13,33 @@ from hopinterp.cli.shared import (
     Json,
     Layer,
     Model,
+    Models,
     Number,
     Plot,
     Seed,
-    app,
+    choices,
     draw,
     hop_range,
+    measured,
     one_of,
     open_model,
+    open_models,
+    overlay,
     print_json,
     show,
     whole,
     working,
 )
 
+TARGETS, METHODS = ("token", "position"), ("logistic", "ridge")
+"""For the shell to complete; what they are is known only where torch is imported."""
 
-@app.command("eval")
+
 def eval_(
-    model: Model,
-    hops: Annotated[str, typer.Option(help="Values of k: 8, 1-16 or 1,2,4.")] = "",
+    model: Models,
+    hops: Annotated[
+        str, typer.Option(help="Values of k: 8, 1-16 or 1,2,4; by default 1 to the largest of every model's task.")
+    ] = "",
     sequences: Annotated[int, whole("Sequences a k.")] = 100,
     seed: Seed = 0,
     distinct: Annotated[int, whole("Further sequences a k, for the error on chains without repeats two hops apart.", 0)] = 0,
@@ -44,22 +52,29 @@ def eval_(
     dpi: Dpi = 150,
     as_json: Json = False,
 ) -> None:
-    """err_k: the share of answers that are wrong, for each k."""
-    from hopinterp.evidence.reading.behaviour import evaluate
-    from hopinterp.views import tables
+    """err_k: the share of answers that are wrong, for each k; several models side by side."""
+    from hopinterp.views import side_by_side, tables
 
-    subject, task = open_model(model, device, plot)
-    with working("answering") as report:
-        ks = hop_range(hops, task.max_hops)
-        found = evaluate(subject, task, ks, sequences, seed, dropout, report=report, distinct=distinct)
-    draw(plot, dpi, "error_curve", found, title=f"{subject.name}: err_k")
+    opened = open_models(model, device, plot)
+    ks = hop_range(hops, min(task.max_hops for _, task in opened.values()))
+    found = measured(opened, ks, sequences=sequences, seed=seed, dropout=dropout, distinct=distinct)
+    name, *others = found
+    if not others:
+        one = found[name]
+        draw(plot, dpi, "error_curve", one, title=f"{name}: err_k")
+        if as_json:
+            print_json(tables.errors_json(one), plot)
+        else:
+            show(tables.errors_table(one), tables.errors_reading(one, name), plot)
+        return
+    overlay(plot, dpi, found)
     if as_json:
-        print_json(tables.errors_json(found))
+        print_json({"models": {name: tables.errors_json(one) for name, one in found.items()}}, plot)
     else:
-        show(tables.errors_table(found), tables.errors_reading(found, subject.name))
+        readings = "\n".join(tables.errors_reading(one, name) for name, one in found.items())
+        show(side_by_side.errors_side_by_side(found), readings, plot)
 
 
-@app.command()
 def attention(
     model: Model,
     hops: Hops,
@@ -80,18 +95,22 @@ def attention(
     draw(plot, dpi, "alignment_heatmap", found, k=hops, title=f"{subject.name}: alignment with find^j (cosine), k = {hops}")
     one = found.sel(hops=hops)
     if as_json:
-        print_json(tables.attention_json(one, hops))
+        print_json(tables.attention_json(one, hops), plot)
     else:
-        show(tables.attention_table(one), tables.attention_reading(one))
+        show(tables.attention_table(one), tables.attention_reading(one), plot)
 
 
-@app.command()
 def probe(
     model: Model,
     hops: Hops,
     layer: Layer = None,
-    target: Annotated[str, typer.Option(help="token: the letter at find^j(i); position: find^j(i) itself.")] = "token",
-    method: Annotated[str, typer.Option(help="logistic, or ridge for a quick scan.")] = "logistic",
+    target: Annotated[
+        str,
+        typer.Option(help="token: the letter at find^j(i); position: find^j(i) itself.", autocompletion=choices(*TARGETS)),
+    ] = "token",
+    method: Annotated[
+        str, typer.Option(help="logistic, or ridge for a quick scan.", autocompletion=choices(*METHODS))
+    ] = "logistic",
     sequences: Annotated[int, whole("Held-out sequences.")] = 100,
     train_sequences: Annotated[int, whole("Sequences to fit on.")] = 160,
     seed: Seed = 0,
@@ -116,6 +135,6 @@ def probe(
     title = f"{subject.name}, k = {hops}: {target} at find^j(i), read from block ℓ"
     draw(plot, dpi, "probe_staircase", found, title=title)
     if as_json:
-        print_json(tables.probe_json(found))
+        print_json(tables.probe_json(found), plot)
     else:
-        show(tables.probe_table(found), tables.probe_reading(found))
+        show(tables.probe_table(found), tables.probe_reading(found), plot)

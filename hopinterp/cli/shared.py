@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hopinterp.errors import HopInterpError
-from hopinterp.shown import finite
+from hopinterp.shown import finite, legible
+from hopinterp.signals import at_work
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -23,15 +27,27 @@ if TYPE_CHECKING:
     from hopinterp.progress import Progress, Report
     from hopinterp.task import HopTask
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C."""
-
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Does layer ℓ of a k-hop transformer resolve 2^ℓ hops? Import or train a model, then look inside.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"hopinterp {metadata.version('hopinterp')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """What stands before the name of a command."""
 
 
 class Whole:
@@ -78,14 +94,39 @@ def whole(words: str, least: int | None = None, most: int = 10**18) -> Any:
     return typer.Option(parser=Whole(least, most), metavar=Whole.name, help=words)
 
 
-Model = Annotated[str, typer.Argument(help="A model directory, or a shipped model's name.")]
+def choices(*names: str) -> Any:
+    """What completes one of a few names in the shell."""
+
+    def matching(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return matching
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """The shipped models and the directories that a model's name may go on to, for the shell."""
+    from hopinterp.models.places import list_models
+
+    shipped = [path.name for path in list_models() if path.name.startswith(incomplete)]
+    folder, typed = os.path.split(incomplete)
+    try:
+        with os.scandir(folder or ".") as entries:
+            below = sorted(one.name for one in entries if one.name.startswith(typed) and one.is_dir())
+    except OSError:
+        return shipped
+    return shipped + [os.path.join(folder, name) for name in below if typed or not name.startswith(".")]
+
+
+_MODEL = {"help": "A model directory, or a shipped model's name.", "autocompletion": complete_model}
+Model = Annotated[str, typer.Argument(**_MODEL)]
+Models = Annotated[list[str], typer.Argument(**_MODEL | {"help": "Model directories, or shipped models' names."})]
 Hops = Annotated[int, whole("k, the hop count the model is asked for.")]
 Layer = Annotated[int | None, whole("One block, counted from 0; every block by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Plot = Annotated[Path | None, typer.Option(help="Also draw the figure into this file (.png, .svg, .pdf).")]
 Dpi = Annotated[int, whole("Dots an inch of the figure, if its format has dots.", 20, 1200)]
 Seed = Annotated[int, whole("Seed of every random choice.", 0, 2**32 - 1)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", autocompletion=choices("auto", "cpu", "cuda", "mps"))]
 
 
 def hop_range(text: str, max_hops: int) -> list[int]:
@@ -141,6 +182,17 @@ def open_model(model: str, device: str, plot: Path | None = None) -> tuple[Subje
     return Subject.of(network, task, name=Path(model).resolve().name), task
 
 
+def open_models(given: list[str], device: str, plot: Path | None = None) -> dict[str, tuple[Subject, HopTask]]:
+    """Several models, by their directories' names, or as they were given where two have one name."""
+    names = [Path(one).resolve().name for one in given]
+    if len(set(names)) < len(names):
+        names = given
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise HopInterpError(f"the model {twice[0]!r:.200} is named twice")
+    opened = (open_model(one, device, plot) for one in given)
+    return {name: (replace(subject, name=name), task) for name, (subject, task) in zip(names, opened, strict=True)}
+
+
 def draw(path: Path | None, dpi: int, kind: str, found: xr.Dataset, **settings: Any) -> None:
     """Draw a figure of views/plots.py into the file that `--plot` names, if it does."""
     if path is None:
@@ -152,21 +204,50 @@ def draw(path: Path | None, dpi: int, kind: str, found: xr.Dataset, **settings: 
     plots.write(getattr(plots, kind)(found, **settings), path, dpi)
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """One line of JSON on standard output."""
-    print(json.dumps(finite(value), allow_nan=False))
+def measured(opened: Mapping[str, tuple[Subject, HopTask]], ks: list[int], **settings: Any) -> dict[str, xr.Dataset]:
+    """What `evaluate` finds of several models, by name."""
+    from hopinterp.evidence.reading.behaviour import evaluate
+
+    found = {}
+    with working("answering") as report:
+        for name, (subject, task) in opened.items():
+            found[name] = evaluate(subject, task, ks, report=report, **settings)
+    return found
 
 
-def show(table: Table | None, reading: str) -> None:
-    """A table and the line that reads it, as wide as the terminal."""
+def overlay(path: Path | None, dpi: int, found: Mapping[str, xr.Dataset]) -> None:
+    """Draw err_k of several models over each other into the file that `--plot` names, if it does."""
+    if path is not None:
+        from hopinterp.views import plots, trends
+
+        plots.write(trends.threshold(found, title="err$_k$"), path, dpi)
+
+
+def print_json(value: Mapping[str, Any], *written: Path | None) -> None:
+    """One line of JSON on standard output; the files that were written, if any, as its `wrote`."""
+    wrote = [str(path) for path in written if path is not None]
+    print(json.dumps(finite({**value, "wrote": wrote} if wrote else value), allow_nan=False))
+
+
+def say_written(*written: Path | None) -> None:
+    """A line for each file or directory that was written."""
+    for path in written:
+        if path is not None:
+            print(f"Wrote {legible(str(path))}")
+
+
+def show(table: Table | None, reading: str, *written: Path | None) -> None:
+    """Which files were written, a table, and what reads it, whose last line is the answer; as wide as the terminal."""
     from rich.console import Console
 
+    say_written(*written)
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a pipe or a file has no width to keep to
     if table is not None:
         console.print(table)
-    console.print(reading, highlight=False, markup=False, soft_wrap=True)
+    if reading:
+        console.print(reading, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -182,7 +263,7 @@ def working(what: str) -> Iterator[Report]:
 
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with at_work(), Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task(what, total=None)
         last: tuple[int, int | None] = (0, None)
 

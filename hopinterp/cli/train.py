@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from hopinterp import signals
-from hopinterp.cli.shared import Number, Whole, app, find_device, show, whole, working
+from hopinterp.cli.shared import Number, Whole, choices, find_device, show, whole, working
 from hopinterp.errors import HopInterpError
 from hopinterp.shown import legible
 from hopinterp.training.config import PRESETS, TrainConfig
@@ -23,10 +23,28 @@ Out = Annotated[Path | None, typer.Option(help="The run directory to make; the m
 Resume = Annotated[Path | None, typer.Option(help="Go on with the run in this directory; all settings are its own.")]
 Preset = Annotated[
     str | None,
-    typer.Option(help="; ".join(f"{name}: {preset.words}" for name, preset in PRESETS.items()) + ". Default: full."),
+    typer.Option(
+        help="; ".join(f"{name}: {preset.words}" for name, preset in PRESETS.items()) + ". Default: full.",
+        autocompletion=choices(*PRESETS),
+    ),
 ]
 Threads = Annotated[int | None, whole("Processor threads; the machine's choice by default.")]
-RunDevice = Annotated[str, typer.Option(help="auto (a resumed run: where it ran before), cpu, cuda or mps.")]
+RunDevice = Annotated[
+    str,
+    typer.Option(
+        help="auto (a resumed run: where it ran before), cpu, cuda or mps.",
+        autocompletion=choices("auto", "cpu", "cuda", "mps"),
+    ),
+]
+_PANELS = {
+    "layers": "The model",
+    "letters": "The task",
+    "steps": "Optimisation",
+    "curriculum": "What is trained on",
+    "bf16": "Speed",
+    "tensorboard": "Records and seed",
+}
+"""The panel that begins in the help with each of these settings."""
 
 
 def train(
@@ -69,14 +87,17 @@ def train(
         again = f"hopinterp train --resume {shlex.quote(legible(str(directory)))}"
         print(f"hopinterp: {signals.in_words(stopped)}; go on with: {again}", file=sys.stderr)
         sys.exit(signals.status(stopped))
-    show(None, tables.model_reading(directory, store.read_card(directory / record.MODEL)))
+    show(None, tables.model_reading(directory, store.read_card(directory / record.MODEL)), directory)
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option for every field of TrainConfig in the place of its `**settings`, none of them required."""
     own = inspect.signature(command).parameters.values()
     types = get_type_hints(TrainConfig)
-    options = [_option(one, types[one.name]) for one in fields(TrainConfig)]
+    panel, options = "", []
+    for one in fields(TrainConfig):
+        panel = _PANELS.get(one.name, panel)
+        options.append(_option(one, types[one.name], panel))
     parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
     hints = get_type_hints(command, include_extras=True)
     parameters = [p.replace(annotation=hints[p.name]) for p in parameters] + options
@@ -85,14 +106,15 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _option(setting: Field[Any], kind: Any) -> inspect.Parameter:
+def _option(setting: Field[Any], kind: Any, panel: str) -> inspect.Parameter:
     plain = _text(setting.default)
     others = {name: _text(preset.settings.get(setting.name, setting.default)) for name, preset in PRESETS.items()}
     differing = "".join(f"; {name} {text}" for name, text in others.items() if text != plain)
     parsed: dict[type, Any] = {int: Whole, float: Number}
     parser = parsed[kind]() if kind in parsed else None
     shown = {"parser": parser, "metavar": parser.name} if parser else {}
-    option = typer.Option(help=f"{setting.metadata['help']} Default: {plain}{differing}.", **shown)
+    words = f"{setting.metadata['help']} Default: {plain}{differing}."
+    option = typer.Option(help=words, rich_help_panel=panel, **shown)
     return inspect.Parameter(
         setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -105,4 +127,4 @@ def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-app.command()(with_settings(train))
+with_settings(train)

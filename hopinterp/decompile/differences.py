@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from hopinterp.decompile.nodes import Jumps, summed
 from hopinterp.decompile.records import Decompiled
@@ -51,6 +52,13 @@ class Difference:
         return (
             f"{same} of {heads} heads look at the same place; {shared} of {alone + shared + other} derivations are shared."
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Whose programs they are, `rows` by name, and the derivations of the first alone, of both, of the second alone."""
+        whose = [{"model": one.name, "hops": one.hops} for one in (self.first, self.second)]
+        names = ("first", "both", "second")
+        sums = {name: [list(jumps) for jumps in one] for name, one in zip(names, self.derivations, strict=True)}
+        return {"programs": whose, "rows": {name: list(cells) for name, cells in self.rows}, "derivations": sums}
 
     def __str__(self) -> str:
         return f"{plain(self.columns, self.rows)}\n\n{self.reading}"

@@ -22,6 +22,7 @@ LONG_NAMES: dict[str, str] = {
     "metric": "what is measured of the answer",
     "component": "part of a block, or of the model",
     "kind": "what takes a part's place",
+    "model": "name of the model",
     "family": "what is carried: pointer, content or occurrence",
     # any rate or effect
     "low": "lower end of the 95% interval",
@@ -37,6 +38,10 @@ LONG_NAMES: dict[str, str] = {
     "distinct_high": "upper end of its 95% interval",
     "distinct_solved": "whether that upper end is at most the bar",
     "distinct_positions": "how many such positions were asked",
+    "difference": "err_k less that of the first model",
+    "difference_low": "lower end of its 95% interval",
+    "difference_high": "upper end of its 95% interval",
+    "differs": "whether that interval leaves 0 out",
     # attention
     "score": "mean cosine of pattern and 0/1 matrix of find^j",
     "score_valid": "the same over rows where find^j is not null",

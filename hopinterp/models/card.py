@@ -1,10 +1,9 @@
-"""Model directories, read: safetensors beside a JSON card, checked in full; and the shipped ones, by name."""
+"""Model directories, read: safetensors beside a JSON card, checked in full."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +17,7 @@ from torch import Tensor
 from hopinterp import files
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.places import CARD, WEIGHTS, find
 from hopinterp.models.spec import ModelSpec, check_fits
 from hopinterp.shown import finite
 from hopinterp.task import HopTask
@@ -25,7 +25,6 @@ from hopinterp.task import HopTask
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS, CARD = "model.safetensors", "card.json"
 _FORMAT = 1
 _LARGEST_CARD, _LARGEST_HEADER = 2**20, 8 * 2**20
 
@@ -109,36 +108,6 @@ def load_fused(name: str | Path, device: str | torch.device = "cpu") -> tuple[Fu
     return FusedTransformer(card.spec, parameters).to(device), card.task
 
 
-def find(name: str | Path) -> Path:
-    """The directory that a path or a shipped model's name stands for. Raises HopInterpError if there is none."""
-    if not str(name):
-        raise HopInterpError("no model '': a name is empty")
-    directory = Path(name)
-    try:
-        files.recover(directory)
-        if directory.is_dir():
-            finished = directory / "model"  # where a training run leaves its model
-            files.recover(finished)
-            return finished if (finished / CARD).is_file() and not (directory / CARD).exists() else directory
-    except (OSError, ValueError) as error:  # a name that is too long, a folder that is closed
-        raise HopInterpError(f"no model {str(name)!r:.200} ({files.reason(error)})") from None
-    names = {path.name: path for path in list_models()}
-    if str(name) in names:
-        return names[str(name)]
-    known = ", ".join(names) or "none are shipped"
-    raise HopInterpError(f"no model {str(name)!r}: it is neither a directory nor a shipped model ({known})")
-
-
-def list_models(directory: str | Path | None = None) -> list[Path]:
-    """Model directories in a folder, by default the shipped ones, sorted by name."""
-    folders = [Path(directory)] if directory else _shipped_folders()
-    try:
-        found = [folder / name for folder in folders for name in os.listdir(folder) if (folder / name / CARD).is_file()]
-    except (OSError, ValueError) as error:
-        raise HopInterpError(f"cannot list {directory} ({files.reason(error)})") from None
-    return sorted(path for path in found if not path.name.startswith("."))  # a dot: one that was never finished
-
-
 def read_card(directory: Path) -> Card:
     """The card of a model directory. Raises HopInterpError where it is missing, damaged, or fits no model."""
     try:
@@ -164,9 +133,3 @@ def _read_weights(path: Path, card: Card) -> dict[str, Tensor]:
     except HopInterpError as error:
         raise HopInterpError(f"{path}: {error}") from None
     return parameters
-
-
-def _shipped_folders() -> list[Path]:
-    """trained_models/ beside the package in a clone, inside it in a wheel."""
-    package = Path(__file__).resolve().parent.parent
-    return [folder for folder in (package.parent / "trained_models", package / "trained_models") if folder.is_dir()]

@@ -18,6 +18,7 @@ from hopinterp.models.architectures import Architecture, Stored
 from hopinterp.models.architectures import read_state_dict as read_state_dict
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.spec import check_fits
+from hopinterp.progress import Report, counted
 from hopinterp.task import Batch, HopTask
 
 # Hugging Face's names of functions that TransformerLens calls otherwise; what is in neither, ModelSpec refuses
@@ -97,6 +98,7 @@ def import_gpt2(
     alphabet_size: int = 4,
     max_hops: int = 16,
     act_fn: str | None = None,
+    report: Report | None = None,
 ) -> tuple[FusedTransformer, HopTask]:
     """Read a checkpoint and check that it makes sense as a model of a task; the paper's task by default.
 
@@ -106,6 +108,7 @@ def import_gpt2(
             (see `check_heads`).
         n_letters: two fewer than the model has positions, as in the paper's code, unless given.
         act_fn: gelu_new, as GPT-2 has it, where neither this nor a config says otherwise.
+        report: called as numbers of heads are tried.
 
     Raises:
         HopInterpError: the file, the sizes or the number of heads are wrong.
@@ -114,7 +117,7 @@ def import_gpt2(
     task = HopTask(max(1, model.spec.n_ctx - 2) if n_letters is None else n_letters, alphabet_size, max_hops)
     check_fits(model.spec, task)
     if n_heads is not None:  # else a config said it
-        check_heads(model, task)
+        check_heads(model, task, report=report)
     return model, task
 
 
@@ -133,7 +136,9 @@ def convert(state: Mapping[str, Tensor], n_heads: int, act_fn: str = "gelu_new")
     return architectures.convert(GPT2, state, {"n_heads": n_heads, "act_fn": act_fn})
 
 
-def check_heads(model: FusedTransformer, task: HopTask, sequences: int = 50, seed: int = 0) -> None:
+def check_heads(
+    model: FusedTransformer, task: HopTask, sequences: int = 50, seed: int = 0, report: Report | None = None
+) -> None:
     """Raise HopInterpError where another number of heads clearly fits the weights better.
 
     Shapes cannot show a wrong head count, and with it a trained model is quietly another model. The mean loss a
@@ -144,7 +149,10 @@ def check_heads(model: FusedTransformer, task: HopTask, sequences: int = 50, see
     check_fits(model.spec, task)
     batch = task.sample(sequences, seed=seed)
     divisors = [h for h in range(1, model.spec.d_model + 1) if model.spec.d_model % h == 0]
-    losses = {h: _losses(_with_heads(model, h), batch) for h in divisors}
+    advance, losses = counted("trying numbers of heads", len(divisors), report), {}
+    for h in divisors:
+        losses[h] = _losses(_with_heads(model, h), batch)
+        advance(1)
     best = min(divisors, key=lambda h: float(losses[h].mean()))
     given = model.spec.n_heads
     gain = losses[given] - losses[best]

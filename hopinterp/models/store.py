@@ -12,12 +12,12 @@ import safetensors.torch
 
 from hopinterp import files
 from hopinterp.errors import HopInterpError
-from hopinterp.models.card import CARD, WEIGHTS
 from hopinterp.models.card import Card as Card
-from hopinterp.models.card import find as find
-from hopinterp.models.card import list_models as list_models
 from hopinterp.models.card import load_fused as load_fused
 from hopinterp.models.card import read_card as read_card
+from hopinterp.models.places import CARD, WEIGHTS
+from hopinterp.models.places import find as find
+from hopinterp.models.places import list_models as list_models
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.task import HopTask
 

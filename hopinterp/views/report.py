@@ -22,7 +22,8 @@ from hopinterp.evidence.kinds import KINDS, called
 from hopinterp.files import check_file_target, write_file
 from hopinterp.judgement.readings import Control
 from hopinterp.judgement.records import Growth, Row, Survey, Verdict, growth_in_theory, hops_text
-from hopinterp.models.card import Card, find, read_card
+from hopinterp.models.card import Card, read_card
+from hopinterp.models.places import find
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.task import HopTask
 from hopinterp.theory.hypotheses import HYPOTHESES, claims

@@ -1,12 +1,14 @@
 """The command as a user types it, in this process."""
 
 import json
+import signal
 import sys
 
 import pytest
 
 from hopinterp import cli
 from hopinterp.models import store
+from hopinterp.signals import STOPPING
 from hopinterp.theory.construction import Construction
 
 
@@ -16,8 +18,13 @@ def run(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["hopinterp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        try:
+            with pytest.raises(SystemExit) as done:
+                cli.main()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return done.value.code or 0, captured.out, captured.err
 

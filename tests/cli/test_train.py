@@ -55,6 +55,8 @@ def test_help_names_every_setting_and_its_defaults(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     status, out, _ = run("train", "--help")
     assert status == 0
+    panels = re.findall(r"^╭─ (.*?) ─+╮$", out, re.MULTILINE)
+    assert panels == ["Options", "The model", "The task", "Optimisation", "What is trained on", "Speed", "Records and seed"]
     rows = dict(re.findall(r"^│ --([\w-]+)\s+(.*?)\s*│$", out, re.MULTILINE))
     settings = {one.name.replace("_", "-"): one for one in fields(TrainConfig)}
     assert set(rows) == {*settings, "out", "resume", "preset", "threads", "device", "help"}

@@ -192,11 +192,12 @@ def _child(case: Case, folder: Path) -> None:
 
 def _status_of(case: Case) -> int:
     from hopinterp import cli
+    from hopinterp.cli import commands
 
     sys.argv = ["hopinterp", *case.words]
     if case.call is not None:  # as the command would
         call = case.call
-        vars(cli)["app"] = lambda **_: (call(), 0)[1]
+        vars(commands)["app"] = lambda **_: (call(), 0)[1]
     try:
         cli.main()
     except SystemExit as done:

@@ -85,6 +85,7 @@ _BASES: dict[str, tuple[str, ...]] = {
     "transplant": ("transplant", "m", "--hops", "1", *_MODEL),
     "verify": ("verify", "m", "--hops", "2", *_MODEL),
     "decompile": ("decompile", "m", "--hops", "2", "--sequences", "20"),
+    "compare": ("compare", "m", "u", "--hops", "2", *_MODEL),
     "models": ("models", "."),
     "import": ("import", "x.pt", "--heads", "2", "--letters", "12", "--max-hops", "4", "--out", "new"),
     "construct": ("construct", "--out", "new", "--hops", "2", "--letters", "20", "--max-hops", "4"),
@@ -98,6 +99,7 @@ _COUNTS: dict[str, tuple[str, ...]] = {  # options that take whole numbers of wh
     "transplant": ("--sequences", "--layer"),
     "verify": ("--sequences",),
     "decompile": ("--sequences",),
+    "compare": ("--sequences",),
     "import": ("--heads", "--letters", "--alphabet", "--max-hops"),
     "construct": ("--letters", "--alphabet", "--max-hops", "--hops"),
     "train": (
@@ -166,8 +168,13 @@ _CONTRADICTIONS = (
     "import x.pt --out new",
     "import x.pt --heads 2 --out m",
     "import x.pt --heads 2 --out x.pt",
-    "eval m u",
+    "eval m m",
     "eval",
+    "compare m",
+    "compare m ./m m",
+    "compare m u --program",
+    "compare m u --hops 1-2 --program",
+    "compare m x.pt",
     "frobnicate",
     "eval m --frobnicate",
     "eval m --sequences",
@@ -314,7 +321,7 @@ def _numbers(rng: random.Random) -> Case:
     option = rng.choice(_EVERY if every else (*_COUNTS[name], "--seed")) if name != "models" else "--seed"
     kind = rng.choice(("bad", "huge", "small", "small"))
     value = rng.choice({"bad": _BAD_NUMBERS, "huge": _HUGE, "small": _SMALL}[kind])
-    if name in ("eval", "verify", "decompile") and rng.random() < 0.3:
+    if name in ("eval", "verify", "decompile", "compare") and rng.random() < 0.3:
         option, kind, value = "--hops", "hops", rng.choice(_HOPS)
     bounded = kind == "huge" and option not in ("--seed", *_EVERY)
     must = "refuse" if kind == "bad" or bounded else "either"
@@ -379,7 +386,7 @@ def _named(rng: random.Random) -> Case:
     if not os.path.lexists(name):
         samples.write(Path(name), samples.doubling())
     first, _, *rest = _BASES[
-        kind := rng.choice(("eval", "attention", "patch", "transplant", "probe", "verify", "decompile", "models"))
+        kind := rng.choice(("eval", "attention", "patch", "transplant", "probe", "verify", "decompile", "compare", "models"))
     ]
     drawn = {"verify": ("--report", "f.html"), "models": ()}.get(
         kind, ("--plot", rng.choice(("f.png", "f.svg", "f.pdf", "f.eps")))

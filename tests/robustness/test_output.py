@@ -14,6 +14,7 @@ PROBE = ("--sequences", 20, "--train-sequences", 20)
 COMMANDS = {
     "models": ("models", "."),
     "eval": ("eval", "m", "--sequences", 2, "--plot", "p.png"),
+    "compare": ("compare", "m", "./m", "--sequences", 2, "--plot", "c.png"),
     "attention": ("attention", "m", "--hops", 1, "--sequences", 2, "--plot", "a.svg"),
     "probe": ("probe", "m", "--hops", 1, *PROBE, "--plot", "b.pdf"),
     "patch": ("patch", "m", "--hops", 1, "--sequences", 4, "--plot", "c.jpg"),

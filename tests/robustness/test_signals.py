@@ -2,10 +2,16 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
+
+from hopinterp import signals
 
 from . import chains
 from .chains import digest
@@ -132,12 +138,62 @@ def test_a_command_at_work_ends_in_one_line(server, small, words, name):
 def test_a_signal_while_everything_is_imported(server, small):
     """The first thing that a command does is to say how it ends."""
     late = "import hopinterp.cli.shared as s, time; s.open_model = 0\n"
-    late += "import hopinterp.models.store as o\no.list_models = lambda _: (open('at work', 'w').close(), time.sleep(600))"
-    running = server.start("models", cwd=small, before=late)
+    late += "import hopinterp.models.places as o\no.search = lambda _: (open('at work', 'w').close(), time.sleep(600))"
+    running = server.start("models", ".", cwd=small, before=late)
     until(small / "at work", running)
     running.signal("SIGTERM")
     assert one_line(running.wait(), 143) == "hopinterp: stopped by SIGTERM\n"
     (small / "at work").unlink()
+
+
+SLOW_TORCH = """
+import time
+try:
+    open("importing", "w").close()
+    time.sleep(600)
+except BaseException:
+    raise ImportError("what imports make of an exception") from None
+"""
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_signal_while_torch_is_imported(tmp_path, name):
+    """A real process, in the first seconds of a command: one line, whatever the import would have made of it."""
+    (tmp_path / "torch.py").write_text(SLOW_TORCH)
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom hopinterp.cli import main; main()"
+    words = [sys.executable, "-c", code, "eval", "depth3"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    try:
+        while not (tmp_path / "importing").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(getattr(signal, name))
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    what = "interrupted" if name == "SIGINT" else f"stopped by {name}"
+    assert (process.returncode, out, err) == (128 + NUMBERS[name], "", f"hopinterp: {what}\n")
+
+
+def test_an_import_at_work_is_interrupted_as_work_is(tmp_path, monkeypatch):
+    """There may be something to save."""
+    (tmp_path / "interrupts.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = {number: signal.getsignal(number) for number in signals.STOPPING}
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        last = signals.raise_when_stopped()
+        with signals.at_work(), pytest.raises(signals.Stopped):
+            import interrupts  # type: ignore[import-not-found]  # noqa: F401
+        assert last() is not None
+        signals.let_end()
+        os.kill(os.getpid(), signal.SIGTERM)  # nothing is left to stop
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # but a second one would end it
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("at", [3, 7])

@@ -51,7 +51,7 @@ def patch(
         site: resid_pre, resid_mid, resid_post, attn_out, mlp_out, or of each head z, q, k, v, pattern (the query's row).
         seed: of the pairs, the control and the bootstrap.
         memory: bytes for the activations of runs that are batched together.
-        report: called as patched runs are done (or pairs of sequences, where the sweeps serve).
+        report: called as patched runs are done (or pairs of sequences, where the sweeps serve), then after each metric.
         by_hooks: by the simple path, a whole run with a hook for each patch, even where faster sweeps give the same (they
             serve the sites outside the heads, and z, on models whose weights can be used).
         settings: pairs, link, position, sequences: see `PairSettings`.
@@ -77,7 +77,7 @@ def patch(
     runs = (SweptRuns if fast else PairedRuns).of(subject, task, hops, seed, by, direction, **settings)
     cells = Cells.of(runs.pairs, by, seed)
     values = measure(runs.patched(found_site, cells.positions, memory, report), runs.pairs.right, runs.pairs.wrong)
-    found = runs.normalised(cells.dataset(values, runs.scale, found_site.per_head, seed))
+    found = runs.normalised(cells.dataset(values, runs.scale, found_site.per_head, seed, report))
     if by != "chain":
         return runs.described(found, seed, site=site, by=by)
     found["matters"] = found.low > runs.bar

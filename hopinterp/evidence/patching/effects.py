@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.evidence.intervals import bootstrap_ratio
+from hopinterp.progress import Progress, Report
 
 _STANDARD_ERRORS = 4.0  # by chance an untrained model's two runs differ by 2 of them in one metric of twenty
 
@@ -50,6 +51,7 @@ class Scale:
         dims: Sequence[str],
         seed: int,
         counted: Bool[Tensor, "... pair"] | None = None,
+        report: Report | None = None,
     ) -> xr.Dataset:
         """Σ (patched − run) / Σ (source − run) over pairs: 0 where patches change nothing, 1 where they change everything.
 
@@ -57,6 +59,7 @@ class Scale:
             values: the patched runs.
             dims: names of the cells' dims.
             counted: which pairs count in which cell (broadcast over leading cells); all by default.
+            report: called after each metric.
 
         Returns:
             Dims metric and `dims`: `effect`, `low`, `high` (95%, bootstrap over pairs). NaN for a metric that does not tell
@@ -67,7 +70,12 @@ class Scale:
         weight = torch.ones_like(values) if counted is None else counted.to(values).expand_as(values)
         run, gap = (x[(slice(None), *(None,) * len(cells))] for x in (self.run, self.source - self.run))
         top, bottom = ((x * weight).movedim(-1, 0) for x in (values - run, gap.expand_as(values)))
-        low, high = bootstrap_ratio(top, bottom, seed)
+        ends = []
+        for metric in range(len(values)):
+            ends.append(torch.stack(bootstrap_ratio(top[:, metric], bottom[:, metric], seed)))
+            if report is not None:
+                report(Progress("intervals", metric + 1, len(values)))
+        low, high = torch.stack(ends, dim=1)
         n = weight.movedim(-1, 0).sum(0)
         mean = bottom.sum(0) / n
         spread = ((gap - mean[..., None]).square() * weight).sum(-1).div(n - 1).sqrt()

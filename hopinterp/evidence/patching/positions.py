@@ -13,6 +13,7 @@ from torch import Tensor
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.patching.effects import Scale
 from hopinterp.evidence.patching.pairs import Pairs
+from hopinterp.progress import Report
 from hopinterp.seeds import seeded
 
 By = Literal["position", "chain", "all"]
@@ -44,13 +45,18 @@ class Cells:
         return cls(by, torch.cat([places, control[:, None]], dim=1), counted)
 
     def dataset(
-        self, values: Float[Tensor, "metric layer head cell pair"], scale: Scale, per_head: bool, seed: int
+        self,
+        values: Float[Tensor, "metric layer head cell pair"],
+        scale: Scale,
+        per_head: bool,
+        seed: int,
+        report: Report | None = None,
     ) -> xr.Dataset:
         """Effects by named dims, the control apart from the chain. Without heads the head axis, of length 1, goes."""
         values = values if per_head else values[:, :, 0]
         dims = ("layer", "head", "cell") if per_head else ("layer", "cell")
         counted = None if self.counted is None else self.counted.T
-        cells = scale.effects(values, dims, seed, counted)
+        cells = scale.effects(values, dims, seed, counted, report)
         cells = cells.assign_coords({dim: range(cells.sizes[dim]) for dim in dims[:-1]})
         if self.by == "all":
             return cells.isel(cell=0)

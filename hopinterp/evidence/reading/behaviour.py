@@ -15,7 +15,7 @@ from hopinterp.errors import HopInterpError
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, korn_graubard
 from hopinterp.models.subject import ModelLike, Subject
-from hopinterp.progress import Progress, Report
+from hopinterp.progress import Advance, Report, counted
 from hopinterp.seeds import seeded
 from hopinterp.task import Hops, HopTask
 
@@ -42,7 +42,7 @@ def evaluate(
         hops: one k or several; 1 … max_hops by default.
         sequences: how many sequences a k.
         dropout: rate of dropout left on while answering. The paper's published table was measured so, at 0.1.
-        report: called after each k.
+        report: called as sequences are answered.
         distinct: how many further sequences a k, to split by chain: err_k where no letter repeats two hops apart along the
             chain, the hardest ones. None by default, for they take their own time; to say that k is solved there takes 370
             without a mistake, and 1,000 bear three.
@@ -60,22 +60,23 @@ def evaluate(
     """
     subject = Subject.asked(model, task)
     ks = task.hop_counts(range(1, task.max_hops + 1) or [0]) if hops is None else task.hop_counts(hops)
+    for wanted in (sequences, distinct or 1):  # before anything is answered
+        task.check_batch(wanted)
     if dropout:
         subject.weights_for("dropout")
     generator = seeded(seed, subject.device)
-    chains = _Distinct(subject, task, distinct, seed, dropout)
-    wrong, counted, null_error = [], [], []
-    for done, k in enumerate(ks, start=1):
+    advance = counted("answering", len(ks) * (sequences + distinct), report)
+    chains = _Distinct(subject, task, distinct, seed, dropout, advance)
+    wrong, answered, null_error = [], [], []
+    for k in ks:
         batch = task.sample(sequences, hops=k, seed=seed, device=subject.device)
-        mistakes = _answers(subject, batch.tokens, dropout, generator) != batch.labels
+        mistakes = _answers(subject, batch.tokens, dropout, generator, advance) != batch.labels
         wrong.append((mistakes & batch.scored).sum(1).cpu())
-        counted.append(batch.scored.sum(1).cpu())
+        answered.append(batch.scored.sum(1).cpu())
         null_error.append(float(mistakes[batch.labels == task.null].cpu().double().mean()))
         if distinct:
             chains.add(k)
-        if report:
-            report(Progress("answering", done, len(ks)))
-    wrongs, counts = torch.stack(wrong, 1).double(), torch.stack(counted, 1).double()
+    wrongs, counts = torch.stack(wrong, 1).double(), torch.stack(answered, 1).double()
     low, high = korn_graubard(wrongs, counts)
     positions = counts.sum(0)
     error = wrongs.sum(0) / positions
@@ -101,6 +102,7 @@ class _Distinct:
     sequences: int
     seed: int
     dropout: float
+    advance: Advance
     shares: list[Float[Tensor, " sequence"]] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
 
@@ -111,10 +113,11 @@ class _Distinct:
         except HopInterpError:  # no such chain
             self.shares.append(torch.full((self.sequences,), torch.nan, dtype=torch.float64))
             self.positions.append(0)
+            self.advance(self.sequences)
             return
         generator = seeded(self.seed, self.subject.device)  # the other numbers do not depend on these
         asked = batch.no_repeats
-        mistakes = (_answers(self.subject, batch.tokens, self.dropout, generator) != batch.labels) & asked
+        mistakes = (_answers(self.subject, batch.tokens, self.dropout, generator, self.advance) != batch.labels) & asked
         self.shares.append((mistakes.sum(1) / asked.sum(1)).double().cpu())
         self.positions.append(int(asked.sum()))
 
@@ -128,7 +131,7 @@ class _Distinct:
 
 @torch.no_grad()
 def _answers(
-    subject: Subject, tokens: Int[Tensor, "batch position"], dropout: float, generator: torch.Generator
+    subject: Subject, tokens: Int[Tensor, "batch position"], dropout: float, generator: torch.Generator, advance: Advance
 ) -> Int[Tensor, "batch position"]:
     def logits(part: Int[Tensor, "row position"]) -> Tensor:
         return subject.weights_for("dropout")(part, dropout=dropout, generator=generator) if dropout else subject(part)
@@ -137,6 +140,7 @@ def _answers(
         best, answer = logits(part).max(-1)  # NaN where any is
         if best.isnan().any():
             raise HopInterpError("the model's logits are NaN: its numbers are too large to be reckoned with")
+        advance(len(part))
         return answer
 
     return torch.cat([answers(part) for part in tokens.split(subject.at_once(tokens.shape[1]))])

@@ -140,8 +140,17 @@ def test_k_may_be_one_number_of_any_kind(refuses, small_model, small_task):
 
 def test_progress_reaches_its_end(small_model, small_task):
     heard = []
-    hi.evaluate(small_model, small_task, sequences=2, report=heard.append)
-    assert [(one.done, one.total) for one in heard] == [(n, 4) for n in range(1, 5)]
+    hi.evaluate(small_model, small_task, sequences=2, distinct=1, report=heard.append)
+    assert [one.done for one in heard] == [2, 3, 5, 6, 8, 9, 11, 12]  # sequences, of every k
+    assert {one.total for one in heard} == {12}
+
+
+def test_much_of_one_k_is_reported_on_the_way(small_model, small_task, monkeypatch):
+    """A time left is then known before the first k is done."""
+    monkeypatch.setattr(hi.Subject, "at_once", lambda *_: 3)
+    heard = []
+    hi.evaluate(small_model, small_task, 2, sequences=7, report=heard.append)
+    assert [(one.done, one.total) for one in heard] == [(3, 7), (6, 7), (7, 7)]
 
 
 def test_results_go_to_netcdf(small_model, small_task, tmp_path):
