@@ -17,6 +17,7 @@ HOUSE = {
     "shown": (),
     "files": (),
     "whole": (),
+    "cache": (),
     "memory": (),
     "seeds": (),
     "task": (),
@@ -49,6 +50,7 @@ HOUSE = {
     "evidence": (
         "intervals",
         "datasets",
+        "remembered",
         "reading.behaviour",
         "reading.attention",
         "reading.linear",
@@ -101,6 +103,7 @@ HOUSE = {
         "style",
         "plots",
         "tables",
+        "frames",
         "statements",
         "trends",
         "circuits",
@@ -110,7 +113,7 @@ HOUSE = {
         "verdicts",
         "report",
     ),
-    "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "__init__"),
+    "cli": ("shared", "keep", "make", "train", "read", "intervene", "judge", "decompile", "__init__"),
 }
 """Rooms from the lowest up, and the files of each from the lowest up: a file imports only what stands before it."""
 ORDER = [f"{room}.{name}" if name else room for room, files in HOUSE.items() for name in files or ("",)]

@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from hopinterp.cli.keep import keep_datasets, keeps
 from hopinterp.cli.shared import (
     Device,
     Hops,
@@ -27,6 +28,7 @@ from hopinterp.errors import HopInterpError
 
 
 @app.command()
+@keeps
 def patch(
     model: Model,
     hops: Hops,
@@ -73,13 +75,15 @@ def patch(
         )  # fmt: skip
     title = f"{subject.name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"
     draw(plot, "light_cone" if by == "chain" else "patch_heatmap", found, metric=metric, title=title)
+    kept = keep_datasets({"patch": found})
     if as_json:
-        print_json(tables.patch_json(found, metric))
+        print_json(tables.patch_json(found, metric), plot, *kept)
     else:
-        show(tables.patch_table(found, metric), tables.patch_reading(found, metric))
+        show(tables.patch_table(found, metric), tables.patch_reading(found, metric), plot, *kept)
 
 
 @app.command()
+@keeps
 def transplant(
     model: Model,
     hops: Hops,
@@ -111,7 +115,8 @@ def transplant(
             sequences=sequences, seed=seed, report=report,
         )  # fmt: skip
     draw(plot, "iia_by_r", found, title=f"{subject.name}, k = {hops}: what a block's output stands for")
+    kept = keep_datasets({"transplant": found})
     if as_json:
-        print_json(tables.transplant_json(found))
+        print_json(tables.transplant_json(found), plot, *kept)
     else:
-        show(tables.transplant_table(found), tables.transplant_reading(found))
+        show(tables.transplant_table(found), tables.transplant_reading(found), plot, *kept)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hopinterp.cli.keep import keep_found, keeps
 from hopinterp.cli.shared import Device, Json, Model, Seed, app, hop_range, open_model, print_json, show, whole, working
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@keeps
 def verify(
     model: Model,
     hops: Annotated[
@@ -47,10 +49,11 @@ def verify(
             found = verdict.verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
         if report is not None:
             reports.write_report(report, found, subject.name, subject, task)
+    kept = keep_found(found)
     if as_json:
-        print_json({**found.to_json(), "model": subject.name, **_asked()})
+        print_json({**found.to_json(), "model": subject.name, **_asked()}, report, *kept)
     else:
-        show(statements.judged_table(found), found.reading)
+        show(statements.judged_table(found), found.reading, report, *kept)
 
 
 def _asked() -> dict[str, str]:

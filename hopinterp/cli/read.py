@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from hopinterp.cli.keep import keep_datasets, keeps
 from hopinterp.cli.shared import (
     Device,
     Hops,
@@ -28,6 +29,7 @@ from hopinterp.cli.shared import (
 
 
 @app.command("eval")
+@keeps
 def eval_(
     model: Model,
     hops: Annotated[str, typer.Option(help="Values of k: 8, 1-16 or 1,2,4.")] = "",
@@ -51,13 +53,15 @@ def eval_(
         ks = hop_range(hops, task.max_hops)
         found = evaluate(subject, task, ks, sequences, seed, dropout, report=report, distinct=distinct)
     draw(plot, "error_curve", found, title=f"{subject.name}: err_k")
+    kept = keep_datasets({"eval": found})
     if as_json:
-        print_json(tables.errors_json(found))
+        print_json(tables.errors_json(found), plot, *kept)
     else:
-        show(tables.errors_table(found), tables.errors_reading(found, subject.name))
+        show(tables.errors_table(found), tables.errors_reading(found, subject.name), plot, *kept)
 
 
 @app.command()
+@keeps
 def attention(
     model: Model,
     hops: Hops,
@@ -75,20 +79,23 @@ def attention(
     with working("reading attention patterns") as report:
         found = align(subject, task, hops, sequences, seed, report=report)
     draw(plot, "alignment_heatmap", found, k=hops, title=f"{subject.name}: alignment with find^j (cosine), k = {hops}")
+    kept = keep_datasets({"attention": found})
     one = found.sel(hops=hops)
     if as_json:
-        print_json(tables.attention_json(one, hops))
+        print_json(tables.attention_json(one, hops), plot, *kept)
     else:
-        show(tables.attention_table(one), tables.attention_reading(one))
+        show(tables.attention_table(one), tables.attention_reading(one), plot, *kept)
 
 
 @app.command()
+@keeps
 def probe(
     model: Model,
     hops: Hops,
     layer: Layer = None,
     target: Annotated[str, typer.Option(help="token: the letter at find^j(i); position: find^j(i) itself.")] = "token",
     method: Annotated[str, typer.Option(help="logistic, or ridge for a quick scan.")] = "logistic",
+    furthest: Annotated[int | None, whole("The last hop to read; by default the task's largest.", 0)] = None,
     sequences: Annotated[int, whole("Held-out sequences.")] = 100,
     train_sequences: Annotated[int, whole("Sequences to fit on.")] = 160,
     seed: Seed = 0,
@@ -106,12 +113,13 @@ def probe(
     subject, task = open_model(model, device, plot)
     with working("fitting probes") as report:
         found = run_probe(
-            subject, task, hops, layers=layer, **settings,
+            subject, task, hops, layers=layer, **settings, furthest=task.max_hops if furthest is None else furthest,
             train_sequences=train_sequences, sequences=sequences, seed=seed, report=report,
         )  # fmt: skip
     title = f"{subject.name}, k = {hops}: {target} at find^j(i), read from block ℓ"
     draw(plot, "probe_staircase", found, title=title)
+    kept = keep_datasets({"probe": found})
     if as_json:
-        print_json(tables.probe_json(found))
+        print_json(tables.probe_json(found), plot, *kept)
     else:
-        show(tables.probe_table(found), tables.probe_reading(found))
+        show(tables.probe_table(found), tables.probe_reading(found), plot, *kept)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hopinterp.errors import HopInterpError
-from hopinterp.shown import finite
+from hopinterp.shown import finite, legible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -151,21 +151,31 @@ def draw(path: Path | None, kind: str, found: xr.Dataset, **settings: Any) -> No
     plots.write(getattr(plots, kind)(found, **settings), path)
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """One line of JSON on standard output."""
-    print(json.dumps(finite(value), allow_nan=False))
+def print_json(value: Mapping[str, Any], *written: Path | None) -> None:
+    """One line of JSON on standard output; the files that were written, if any, as its `wrote`."""
+    wrote = [str(path) for path in written if path is not None]
+    print(json.dumps(finite({**value, "wrote": wrote} if wrote else value), allow_nan=False))
 
 
-def show(table: Table | None, reading: str) -> None:
-    """A table and the line that reads it, as wide as the terminal."""
+def say_written(*written: Path | None) -> None:
+    """A line for each file or directory that was written."""
+    for path in written:
+        if path is not None:
+            print(f"Wrote {legible(str(path))}")
+
+
+def show(table: Table | None, reading: str, *written: Path | None) -> None:
+    """Which files were written, a table, and what reads it, whose last line is the answer; as wide as the terminal."""
     from rich.console import Console
 
+    say_written(*written)
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a pipe or a file has no width to keep to
     if table is not None:
         console.print(table)
-    console.print(reading, highlight=False, markup=False, soft_wrap=True)
+    if reading:
+        console.print(reading, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
