@@ -277,8 +277,7 @@ def _pack(found: xr.Dataset) -> tuple[Any, Arrays]:
     """A Dataset of numbers, truths and words. Raises TypeError for another."""
     arrays: dict[str, np.ndarray] = {}
     variables: dict[str, Any] = {}
-    for name in (*found.data_vars, *found.coords):
-        one = found.variables[name]
+    for name, one in found.variables.items():
         kept = variables[str(name)] = {"dims": list(one.dims), "attrs": one.attrs, "coordinate": name in found.coords}
         if one.dtype.kind in "UO":
             if not all(type(word) in (str, np.str_) for word in one.values.flat):
@@ -291,7 +290,7 @@ def _pack(found: xr.Dataset) -> tuple[Any, Arrays]:
 
 def _unpack(record: Any, arrays: Arrays) -> xr.Dataset:
     """What `_pack` made of a Dataset. Raises many things where it is given something else."""
-    made: dict[bool, dict[str, xr.Variable]] = {False: {}, True: {}}
+    made: dict[str, xr.Variable] = {}
     for name, kept in record["variables"].items():
         if "words" in kept:
             words = [_word(word) for word in kept["words"]]
@@ -300,8 +299,9 @@ def _unpack(record: Any, arrays: Arrays) -> xr.Dataset:
                 values = values.astype(np.dtype(f"U{re.fullmatch('.U([0-9]{1,3})', kept['type'])[1]}"))  # type: ignore[index]
         else:
             values = arrays[name]
-        made[bool(kept["coordinate"])][name] = xr.Variable(kept["dims"], values, dict(kept["attrs"]))
-    return xr.Dataset(made[False], made[True], dict(record["attrs"]))
+        made[name] = xr.Variable(kept["dims"], values, dict(kept["attrs"]))
+    coordinates = [name for name, kept in record["variables"].items() if kept["coordinate"]]
+    return xr.Dataset(made, attrs=dict(record["attrs"])).set_coords(coordinates)  # in this order, which tables show
 
 
 def _word(given: Any) -> str:
@@ -313,7 +313,7 @@ def _word(given: Any) -> str:
 def _same(one: xr.Dataset, other: xr.Dataset) -> bool:
     def shape(found: xr.Dataset) -> list[Any]:
         types = [(name, v.dims, v.dtype, repr(v.attrs)) for name, v in found.variables.items()]
-        return [repr(found.attrs), list(found.data_vars), list(found.coords), sorted(types, key=str)]
+        return [repr(found.attrs), list(found.sizes), list(found.data_vars), list(found.coords), types]
 
     return one.identical(other) and shape(one) == shape(other)
 

@@ -18,8 +18,9 @@ def of_datasets(found: Iterable[xr.Dataset]) -> pd.DataFrame:
     has fewer dims is repeated."""
     frames = []
     for one in found:
-        frame = one.to_dataframe().reset_index()
-        frame = frame[[*one.dims, *(name for name in frame if name not in one.dims)]]
+        widest = max(one.data_vars.values(), key=lambda variable: variable.ndim)
+        dims = [*widest.dims, *(name for name in one.dims if name not in widest.dims)]
+        frame = one.to_dataframe(dim_order=dims).reset_index()
         if "hops" not in frame and "hops" in one.attrs:
             frame.insert(0, "hops", one.attrs["hops"])
         frame.insert(0, "model", one.attrs.get("model", ""))

@@ -57,7 +57,13 @@ def test_an_interrupted_survey_goes_on(tmp_path, model, task, monkeypatch):
     monkeypatch.setattr(probes, "_probe_grid", nothing)
     with hi.cached(tmp_path) as used:
         again = hi.verify_all(model, task, sequences=10)
-    assert {key["what"] for key in used.found} >= {"evaluate", "decompile", "untrained control", "probe", "measure_transplants"}
+    assert {key["what"] for key in used.found} >= {
+        "evaluate",
+        "decompile",
+        "untrained control",
+        "probe",
+        "measure_transplants",
+    }
     assert str(told(again)) == str(told(whole))
     assert again.verdicts[2].program.network is not None
 
@@ -84,7 +90,10 @@ def test_a_survey_is_saved_and_loaded(tmp_path, model, task, refuses):
     survey.save(tmp_path / "s")
     with refuses("exists"):
         survey.save(tmp_path / "s")
-    assert str(told(hi.load_survey(tmp_path / "s"))) == str(told(survey))
+    loaded = hi.load_survey(tmp_path / "s")
+    assert (str(loaded), str(loaded.to_json())) == (str(survey), str(survey.to_json()))
+    for k, verdict in survey.verdicts.items():
+        assert all(loaded.verdicts[k].evidence[kind].identical(one) for kind, one in verdict.evidence.items())
     assert str(hi.load_verdict(tmp_path / "s" / "k2", model)) == str(survey.verdicts[2])
     (tmp_path / "s" / "k2" / "probe.nc").write_bytes(b"x")
     with refuses("holds no survey"):
