@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 
 import pytest
 
@@ -14,11 +15,14 @@ KEY = {"what": "probe", "model": "m", "settings": {"hops": 2}}
 
 
 @pytest.fixture
-def kept(tmp_path):
-    said = []
-    made = Cache(tmp_path / "c", said.append)
-    made.said = said
-    return made
+def kept(tmp_path, said):
+    return Cache(tmp_path / "c", said.append)
+
+
+@pytest.fixture
+def said():
+    """What the cache says."""
+    return []
 
 
 def one(kept):
@@ -26,7 +30,7 @@ def one(kept):
     return path
 
 
-def test_what_is_kept_comes_back_by_its_key_alone(kept):
+def test_what_is_kept_comes_back_by_its_key_alone(kept, said):
     assert kept.read(KEY) is None
     kept.keep(KEY, {"a": [1, 0.1, "x"]}, b"\n\x00payload\n")
     assert kept.read(KEY) == ({"a": [1, 0.1, "x"]}, b"\n\x00payload\n")
@@ -34,10 +38,10 @@ def test_what_is_kept_comes_back_by_its_key_alone(kept):
     for other in (KEY | {"model": "n"}, KEY | {"settings": {"hops": 2.0}}, KEY | {"settings": {"hops": True}}, {}):
         assert kept.read(other) is None
     assert (one(kept).stat().st_mode & 0o077, kept.directory.stat().st_mode & 0o077)[1] == 0
-    assert kept.said == []
+    assert said == []
 
 
-def test_no_damage_is_served(kept):
+def test_no_damage_is_served(kept, said):
     kept.keep(KEY, {"a": 1}, bytes(range(64)))
     path, data = one(kept), one(kept).read_bytes()
     for bit in (*range(160), *random.Random(0).sample(range(8 * len(data)), 100)):
@@ -52,7 +56,7 @@ def test_no_damage_is_served(kept):
     assert kept.read(KEY) is None
     kept.keep(KEY, {"a": 1}, bytes(range(64)))
     assert kept.read(KEY) == ({"a": 1}, bytes(range(64)))
-    assert kept.said == []
+    assert said == []
 
 
 def test_a_file_under_anothers_name_is_not_served(kept):
@@ -62,7 +66,7 @@ def test_a_file_under_anothers_name_is_not_served(kept):
     assert kept.read(other) is None
 
 
-def test_what_was_not_used_for_longest_goes_first(kept):
+def test_what_was_not_used_for_longest_goes_first(kept, said):
     kept.most = 20_000
     keys = [KEY | {"seed": seed} for seed in range(6)]
     for age, key in enumerate(keys[:4]):
@@ -75,7 +79,7 @@ def test_what_was_not_used_for_longest_goes_first(kept):
     kept.keep(keys[5], 1, bytes(40_000))  # larger than all there may be
     assert kept.read(keys[5]) is None
     assert (kept.directory / "mine").exists()
-    assert kept.said == []
+    assert said == []
 
 
 def test_entries_are_listed_and_cleared_and_nothing_else(kept):
@@ -106,7 +110,7 @@ def test_an_empty_cache_leaves_no_directory(kept):
 
 
 @pytest.mark.parametrize("what", ["a file", "beneath a file", "closed", "a directory in the place", "no name"])
-def test_where_nothing_can_be_kept_one_line_says_so(kept, tmp_path, what):
+def test_where_nothing_can_be_kept_one_line_says_so(kept, said, tmp_path, what):
     if what == "a file":
         kept.directory.write_bytes(b"x")
     elif what == "beneath a file":
@@ -123,7 +127,7 @@ def test_where_nothing_can_be_kept_one_line_says_so(kept, tmp_path, what):
     for _ in range(3):
         assert kept.read(KEY) is None
         kept.keep(KEY, 1, b"")
-    (line,) = kept.said
+    (line,) = said
     assert line.startswith("the cache ")
     assert "\n" not in line
 
@@ -147,7 +151,7 @@ def test_any_bytes_are_listed_or_passed_over(kept):
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
-    monkeypatch.setattr(cache.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     for name in ("HOPINTERP_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -156,7 +160,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache.place() == tmp_path / ".cache" / "hopinterp"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
     assert cache.place() == tmp_path / "x" / "hopinterp"
-    monkeypatch.setattr(cache.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert cache.place() == tmp_path / "Library" / "Caches" / "hopinterp"
     monkeypatch.setenv("HOPINTERP_CACHE", str(tmp_path / "mine"))
     assert cache.place() == tmp_path / "mine"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from threading import Event, Lock
-from typing import overload
+from typing import Any, overload
 
 from hopinterp.decompile.abreast import Stopped, abreast
 from hopinterp.decompile.controls import measure_controls, measure_faithfulness, measure_untrained
@@ -171,7 +171,7 @@ class _Work:
 
     def at(self, k: int, untrained: tuple[float, ...] | None) -> Decompiled:
         """The program at one k: kept, or found."""
-        settings = {"hops": k, "untrained": untrained, "every_way": self.every_way, "seed": self.seed}
+        settings: dict[str, Any] = {"hops": k, "untrained": untrained, "every_way": self.every_way, "seed": self.seed}
         settings |= {"sequences": self.sequences, "shares": self.shares, "draws": DRAWS, "orders": ORDERS}
         computed: list[Decompiled] = []
 

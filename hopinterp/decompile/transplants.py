@@ -20,7 +20,7 @@ from hopinterp.decompile.records import Decompiled
 from hopinterp.engine.per_position import transplanted
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
-from hopinterp.evidence.remembered import recall
+from hopinterp.evidence.remembered import Codec, recall
 from hopinterp.evidence.transplants.pairs import MatchedPairs
 from hopinterp.models.subject import Subject
 from hopinterp.task import Batch
@@ -101,7 +101,10 @@ def measure_transplants(
     subject = Subject.of(found.network_to_run, name=found.model)
     settings = {"hops": found.hops, "program": found.digest(), "match": match, "sequences": sequences, "seed": seed}
     measured = partial(_measured, found, subject, match, sequences, seed)
-    return recall("measure_transplants", subject, found.task, settings, records_of(BlockTransplants), measured)
+    return recall("measure_transplants", subject, found.task, settings, _RECORDS, measured)
+
+
+_RECORDS: Codec[BlockTransplants] = records_of(BlockTransplants)
 
 
 @torch.no_grad()

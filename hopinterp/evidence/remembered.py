@@ -166,13 +166,15 @@ def remembered(function: Callable[..., xr.Dataset] | None = None, *, fills: Call
             given = settings.pop(name)
             settings |= defaults | given
         bound.arguments["model"] = subject
-        reported: list[Progress] = []
-        if report is not None:
-            bound.arguments["report"] = lambda now: (reported.append(now), report(now))
-        found = recall(
-            measures.__name__, subject, task, settings, DATASETS, lambda: measures(*bound.args, **bound.kwargs)
-        )  # fmt: skip
-        if report is not None and not reported:
+        computed = False
+
+        def compute() -> xr.Dataset:
+            nonlocal computed
+            computed = True
+            return measures(*bound.args, **bound.kwargs)
+
+        found = recall(measures.__name__, subject, task, settings, DATASETS, compute)
+        if report is not None and not computed:
             report(Progress("found in the cache", 1, 1))
         return found
 

@@ -77,7 +77,7 @@ class FusedTransformer:
         for name, parameter in sorted(self.parameters.items()):
             p = parameter.detach().cpu().contiguous()
             found.update(f"\n{name} {p.dtype} {list(p.shape)}\n".encode())
-            found.update(p.view(torch.uint8).numpy() if p.ndim else p.numpy().tobytes())
+            found.update(p.numpy().tobytes())
         return found.hexdigest()
 
     def __call__(
