@@ -23,7 +23,8 @@ def of_datasets(found: Iterable[xr.Dataset]) -> pd.DataFrame:
         frame = one.to_dataframe(dim_order=dims).reset_index()
         if "hops" not in frame and "hops" in one.attrs:
             frame.insert(0, "hops", one.attrs["hops"])
-        frame.insert(0, "model", one.attrs.get("model", ""))
+        if "model" not in frame:
+            frame.insert(0, "model", one.attrs.get("model", ""))
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 

@@ -115,6 +115,7 @@ def test_help_names_every_command(run, monkeypatch):
         "transplant": "Interchange interventions: what each block's output stands for",
         "verify": "The verdict: does the model double its hops",
         "decompile": "The program that the model runs: where e",
+        "cache": "What was measured and is kept",
     }
     rows = dict(re.findall(r"^│ (\w+)\s+(.*?)\s*│$", out.partition("Commands")[2], re.MULTILINE))
     assert set(rows) == set(commands)

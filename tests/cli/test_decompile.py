@@ -18,6 +18,7 @@ def test_decompile(run, doubling, tmp_path):
 def test_decompile_json_and_files(run_json, doubling, tmp_path):
     found = run_json("decompile", doubling, "--hops", 4, "--sequences", 20, "--out", tmp_path / "p")
     assert (found["model"], found["hops"], found["derivations"], found["explained"]) == ("s", 4, [[4]], True)
+    assert found.pop("wrote") == [str(tmp_path / "p")]
     assert load_decompiled(tmp_path / "p").to_json() == found
 
 
