@@ -21,10 +21,12 @@ from .evidence.reading.behaviour import evaluate as evaluate
 from .evidence.reading.comparing import compare as compare
 from .evidence.reading.probes import probe as probe
 from .evidence.reading.probes import resolved as resolved
+from .evidence.remembered import cached as cached
 from .evidence.transplants.alignment_search import transplant_subspaces as transplant_subspaces
 from .evidence.transplants.interchange import transplant as transplant
 from .judgement.records import Survey as Survey
 from .judgement.records import Verdict as Verdict
+from .judgement.records import load_survey as load_survey
 from .judgement.records import load_verdict as load_verdict
 from .judgement.verdict import judge as judge
 from .judgement.verdict import verify as verify

@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def write_directory(target: Path, contents: Mapping[str, bytes], *, overwrite: b
     """A directory whole or not at all: beside its place first, then renamed.
 
     Args:
-        contents: file names and what is in them.
+        contents: file names and what is in them; a name may lead into a folder of the directory ("k8/judgement.json").
         overwrite: replace what is there. A process that is killed between the two renames leaves the old one under another
             name, from which `recover` brings it back.
 
@@ -173,10 +173,14 @@ def _fill(temporary: Path, target: Path, contents: Mapping[str, bytes], overwrit
     try:
         temporary.mkdir()
         with _opened(temporary) as handle, _held(handle):
+            folders = dict.fromkeys(folder for name in contents if (folder := (temporary / name).parent) != temporary)
+            for folder in folders:
+                folder.mkdir()
             for name, data in contents.items():
                 with open(temporary / name, "xb") as file:
                     _write_through(file.fileno(), data)
-            _settle(temporary)
+            for folder in (*folders, temporary):
+                _settle(folder)
             if overwrite and os.path.lexists(target):
                 _swap(target, temporary)
             else:
@@ -257,11 +261,11 @@ def leftover(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith((_PARTIAL, _OLD))
 
 
-def clear_leftovers(directory: Path) -> None:
+def clear_leftovers(directory: Path, which: Callable[[Path], bool] = leftover) -> None:
     """Remove everything in a directory that killed processes left unfinished; what one is writing now stays."""
     with suppress(OSError):
         for path in list(directory.iterdir()):
-            if leftover(path):
+            if which(path):
                 _remove(path)
 
 

@@ -18,6 +18,7 @@ from jaxtyping import TypeCheckError
 from . import executed_shapes
 
 executed_shapes.install("hopinterp")
+os.environ["HOPINTERP_CACHE"] = "off"  # no test finds what another, or the user, left; commands that tests start neither
 
 from hopinterp.errors import HopInterpError  # noqa: E402
 from hopinterp.models import gpt2  # noqa: E402

@@ -18,6 +18,7 @@ HOUSE = {
     "shown": (),
     "files": (),
     "whole": (),
+    "cache": (),
     "memory": (),
     "seeds": (),
     "task": (),
@@ -51,6 +52,7 @@ HOUSE = {
     "evidence": (
         "intervals",
         "datasets",
+        "remembered",
         "reading.behaviour",
         "reading.comparing",
         "reading.attention",
@@ -105,6 +107,7 @@ HOUSE = {
         "axes",
         "plots",
         "tables",
+        "frames",
         "side_by_side",
         "statements",
         "trends",
@@ -118,7 +121,7 @@ HOUSE = {
         "settings",
         "report",
     ),
-    "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "compare", "commands", "__init__"),
+    "cli": ("shared", "keep", "make", "train", "read", "intervene", "judge", "decompile", "compare", "commands", "__init__"),
 }
 """Rooms from the lowest up, and the files of each from the lowest up: a file imports only what stands before it."""
 ORDER = [f"{room}.{name}" if name else room for room, files in HOUSE.items() for name in files or ("",)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from hopinterp.cli import decompile, intervene, judge, make, read, train
+from hopinterp.cli import decompile, intervene, judge, keep, make, read, train
 from hopinterp.cli.compare import compare
 from hopinterp.cli.shared import app as app
 
@@ -59,3 +59,4 @@ def _epilog(lines: list[str]) -> str:
 for _group, _commands in EXAMPLES.items():
     for _name, (_command, _lines) in _commands.items():
         app.command(_name, rich_help_panel=_group, help=_help(_command), epilog=_epilog(_lines))(_command)
+app.add_typer(keep.cache, name="cache", rich_help_panel="Keep", epilog=_epilog(["cache", "cache clear"]))

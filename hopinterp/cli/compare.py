@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hopinterp.cli.judge import granted
+from hopinterp.cli.keep import keep_datasets, keeps
 from hopinterp.cli.shared import (
     Device,
     Dpi,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     Opened = Mapping[str, tuple[Subject, HopTask]]
 
 
+@keeps
 def compare(
     models: Models,
     hops: Annotated[
@@ -77,6 +79,7 @@ def compare(
     verdicts = _verdicts(opened, asked, sequences, seed) if verify else {}
     difference = _difference(opened, ks[0], sequences, seed) if program else None
     overlay(plot, dpi, found)
+    kept = keep_datasets({f"eval_{number}": one for number, one in enumerate(found.values(), 1)})
     if as_json:
         said: dict[str, Any] = {
             "models": {
@@ -86,9 +89,9 @@ def compare(
         }
         said |= {"verdicts": {name: verdict.to_json() for name, verdict in verdicts.items()}} if verify else {}
         said |= {"program": difference.to_json()} if difference is not None else {}
-        print_json(said, plot)
+        print_json(said, plot, *kept)
         return
-    show(tables.models_table(cards), "", plot)
+    show(tables.models_table(cards), "", plot, *kept)
     show(side_by_side.differences_table(compared), side_by_side.differences_reading(compared, found))
     if verify:
         print("\n".join(verdict.headline for verdict in verdicts.values()))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hopinterp.cli.keep import keep_found, keeps
 from hopinterp.cli.shared import Dpi, Json, Model, Plot, Seed, hop_range, open_model, print_json, say_written, whole, working
 from hopinterp.errors import HopInterpError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from hopinterp.decompile.records import Decompiled
 
 
+@keeps
 def decompile(
     model: Model,
     hops: Annotated[str, typer.Option(help="k: one number, several (4-16, 1,2,8), or all.")],
@@ -25,7 +27,7 @@ def decompile(
     seed: Seed = 0,
     plot: Plot = None,
     dpi: Dpi = 150,
-    out: Annotated[Path | None, typer.Option(help="Also save what was found to this new directory.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also save what was found to this directory; the same as --save.")] = None,
     as_json: Json = False,
 ) -> None:
     """The program that the model runs: where each head looks, which jumps add up to k; and the proof that it runs it."""
@@ -48,8 +50,9 @@ def decompile(
         plots.write(programs.figure(found), plot, dpi)
     if out is not None:
         found.save(out)
+    kept = keep_found(found)
     if as_json:
-        print_json(found.to_json(), plot, out)
+        print_json(found.to_json(), plot, out, *kept)
     else:
-        say_written(plot, out)
+        say_written(plot, out, *kept)
         print(found)

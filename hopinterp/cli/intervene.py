@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from hopinterp.cli.keep import keep_datasets, keeps
 from hopinterp.cli.shared import (
     Device,
     Dpi,
@@ -33,6 +34,7 @@ MATCHES = ("nothing", "letter", "neighbour", "occurrence")
 """For the shell to complete; what they are is known only where torch is imported."""
 
 
+@keeps
 def patch(
     model: Model,
     hops: Hops,
@@ -104,12 +106,14 @@ def patch(
         )  # fmt: skip
     title = f"{subject.name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"
     draw(plot, dpi, "light_cone" if by == "chain" else "patch_heatmap", found, metric=metric, title=title)
+    kept = keep_datasets({"patch": found})
     if as_json:
-        print_json(tables.patch_json(found, metric), plot)
+        print_json(tables.patch_json(found, metric), plot, *kept)
     else:
-        show(tables.patch_table(found, metric), tables.patch_reading(found, metric), plot)
+        show(tables.patch_table(found, metric), tables.patch_reading(found, metric), plot, *kept)
 
 
+@keeps
 def transplant(
     model: Model,
     hops: Hops,
@@ -146,7 +150,8 @@ def transplant(
             sequences=sequences, seed=seed, report=report,
         )  # fmt: skip
     draw(plot, dpi, "iia_by_r", found, title=f"{subject.name}, k = {hops}: what a block's output stands for")
+    kept = keep_datasets({"transplant": found})
     if as_json:
-        print_json(tables.transplant_json(found), plot)
+        print_json(tables.transplant_json(found), plot, *kept)
     else:
-        show(tables.transplant_table(found), tables.transplant_reading(found), plot)
+        show(tables.transplant_table(found), tables.transplant_reading(found), plot, *kept)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hopinterp.cli.keep import keep_found, keeps
 from hopinterp.cli.shared import Device, Json, Model, Seed, hop_range, open_model, print_json, show, whole, working
 from hopinterp.dates import today
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from hopinterp.models.card import Card
 
 
+@keeps
 def verify(
     model: Model,
     hops: Annotated[
@@ -49,10 +51,11 @@ def verify(
             found = verdict.verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
         if report is not None:
             reports.write_report(report, found, subject.name, subject, task, card=card, command=_command())
+    kept = keep_found(found)
     if as_json:
-        print_json({**found.to_json(), "model": subject.name, **_asked()}, report)
+        print_json({**found.to_json(), "model": subject.name, **_asked()}, report, *kept)
     else:
-        show(statements.judged_table(found), found.reading, report)
+        show(statements.judged_table(found), found.reading, report, *kept)
 
 
 def _asked() -> dict[str, str]:

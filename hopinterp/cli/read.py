@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from hopinterp.cli.keep import keep_datasets, keeps
 from hopinterp.cli.shared import (
     Device,
     Dpi,
@@ -35,6 +36,7 @@ TARGETS, METHODS = ("token", "position"), ("logistic", "ridge")
 """For the shell to complete; what they are is known only where torch is imported."""
 
 
+@keeps
 def eval_(
     model: Models,
     hops: Annotated[
@@ -62,19 +64,22 @@ def eval_(
     if not others:
         one = found[name]
         draw(plot, dpi, "error_curve", one, title=f"{name}: err_k")
+        kept = keep_datasets({"eval": one})
         if as_json:
-            print_json(tables.errors_json(one), plot)
+            print_json(tables.errors_json(one), plot, *kept)
         else:
-            show(tables.errors_table(one), tables.errors_reading(one, name), plot)
+            show(tables.errors_table(one), tables.errors_reading(one, name), plot, *kept)
         return
     overlay(plot, dpi, found)
+    kept = keep_datasets({f"eval_{number}": one for number, one in enumerate(found.values(), 1)})
     if as_json:
-        print_json({"models": {name: tables.errors_json(one) for name, one in found.items()}}, plot)
+        print_json({"models": {name: tables.errors_json(one) for name, one in found.items()}}, plot, *kept)
     else:
         readings = "\n".join(tables.errors_reading(one, name) for name, one in found.items())
-        show(side_by_side.errors_side_by_side(found), readings, plot)
+        show(side_by_side.errors_side_by_side(found), readings, plot, *kept)
 
 
+@keeps
 def attention(
     model: Model,
     hops: Hops,
@@ -93,13 +98,15 @@ def attention(
     with working("reading attention patterns") as report:
         found = align(subject, task, hops, sequences, seed, report=report)
     draw(plot, dpi, "alignment_heatmap", found, k=hops, title=f"{subject.name}: alignment with find^j (cosine), k = {hops}")
+    kept = keep_datasets({"attention": found})
     one = found.sel(hops=hops)
     if as_json:
-        print_json(tables.attention_json(one, hops), plot)
+        print_json(tables.attention_json(one, hops), plot, *kept)
     else:
-        show(tables.attention_table(one), tables.attention_reading(one), plot)
+        show(tables.attention_table(one), tables.attention_reading(one), plot, *kept)
 
 
+@keeps
 def probe(
     model: Model,
     hops: Hops,
@@ -111,6 +118,7 @@ def probe(
     method: Annotated[
         str, typer.Option(help="logistic, or ridge for a quick scan.", autocompletion=choices(*METHODS))
     ] = "logistic",
+    furthest: Annotated[int | None, whole("The last hop to read; by default the task's largest.", 0)] = None,
     sequences: Annotated[int, whole("Held-out sequences.")] = 100,
     train_sequences: Annotated[int, whole("Sequences to fit on.")] = 160,
     seed: Seed = 0,
@@ -129,12 +137,13 @@ def probe(
     subject, task = open_model(model, device, plot)
     with working("fitting probes") as report:
         found = run_probe(
-            subject, task, hops, layers=layer, **settings,
+            subject, task, hops, layers=layer, **settings, furthest=task.max_hops if furthest is None else furthest,
             train_sequences=train_sequences, sequences=sequences, seed=seed, report=report,
         )  # fmt: skip
     title = f"{subject.name}, k = {hops}: {target} at find^j(i), read from block ℓ"
     draw(plot, dpi, "probe_staircase", found, title=title)
+    kept = keep_datasets({"probe": found})
     if as_json:
-        print_json(tables.probe_json(found), plot)
+        print_json(tables.probe_json(found), plot, *kept)
     else:
-        show(tables.probe_table(found), tables.probe_reading(found), plot)
+        show(tables.probe_table(found), tables.probe_reading(found), plot, *kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from threading import Event
 from typing import TypeVar
 
@@ -30,7 +31,7 @@ def abreast(work: Callable[[Key], Result], keys: Sequence[Key], stop: Event) -> 
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        futures = {key: pool.submit(work, key) for key in keys}
+        futures = {key: pool.submit(copy_context().run, work, key) for key in keys}  # within the caller's `cached`, if any
         wait(futures.values(), return_when=FIRST_EXCEPTION)
         failed = [error for f in futures.values() if f.done() and (error := f.exception())]
         if failed:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from threading import Event, Lock
-from typing import overload
+from typing import Any, overload
 
 from hopinterp.decompile.abreast import Stopped, abreast
 from hopinterp.decompile.controls import measure_controls, measure_faithfulness, measure_untrained
 from hopinterp.decompile.decompilation import Decompilation, unsolved
 from hopinterp.decompile.derivations import find_tree
+from hopinterp.decompile.kept import records_of
 from hopinterp.decompile.queries import find_queries
-from hopinterp.decompile.records import Decompiled
+from hopinterp.decompile.records import Decompiled, programs_of
 from hopinterp.decompile.routes import fit_routes
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import evaluate
+from hopinterp.evidence.remembered import recall
 from hopinterp.memory import release_memory
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.subject import ModelLike, Subject
@@ -95,19 +98,20 @@ def decompile(
     check_seed(seed)
     single = hops is not None and not isinstance(hops, Iterable)
     done = _Steps(report, len(ks) * len(STAGES), Event())
-    own = evaluate(network, task, ks, sequences=sequences // 2, seed=seed + _FRESH)
+    seen = Subject.of(network, name=subject.name)
+    own = evaluate(seen, task, ks, sequences=sequences // 2, seed=seed + _FRESH)
     failed = {int(k): float(own.error.sel(hops=k)) for k in own.hops.values if bool(own.failed.sel(hops=k))}
     if single and failed:
         raise HopInterpError(unsolved(subject.name or "the model", ks[0], failed[ks[0]]))
-    work = _Work(network, task, SHARES if single else OF_SEVERAL, sequences, seed, done, every_way)
+    work = _Work(network, seen, task, SHARES if single else OF_SEVERAL, sequences, seed, done, every_way)
     if single:
-        return work.at(ks[0], subject.name, None)
+        return work.at(ks[0], None)
     for k in failed:
         done(len(STAGES), f"k = {k} is not solved")
     solved = [k for k in ks if k not in failed]
     untrained = work.untrained(solved[0]) if solved else None
     late_first = solved[::-1]  # they take longest: what is left at the end, when not all threads have work, is short
-    by_hops = abreast(lambda k: work.at(k, subject.name, untrained), late_first, done.stop)
+    by_hops = abreast(lambda k: work.at(k, untrained), late_first, done.stop)
     return Decompilation(model=subject.name, by_hops=dict(sorted(by_hops.items())), unsolved=failed)
 
 
@@ -146,6 +150,7 @@ class _Work:
     """What all k have in common."""
 
     network: FusedTransformer
+    subject: Subject
     task: HopTask
     shares: Mapping[str, float]
     sequences: int
@@ -161,9 +166,26 @@ class _Work:
     def untrained(self, k: int) -> tuple[float, ...]:
         """The control that is measured at one k for all."""
         settings = {"sequences": self.count["controls"], "draws": DRAWS, "seed": self.seed}
-        return measure_untrained(self.network, self.task, k, **settings)
+        errors = records_of(tuple[float, ...])
+        measured = partial(measure_untrained, self.network, self.task, k, **settings)
+        return recall("untrained control", self.subject, self.task, {"hops": k, **settings}, errors, measured)
 
-    def at(self, k: int, name: str, untrained: tuple[float, ...] | None) -> Decompiled:
+    def at(self, k: int, untrained: tuple[float, ...] | None) -> Decompiled:
+        """The program at one k: kept, or found."""
+        settings: dict[str, Any] = {"hops": k, "untrained": untrained, "every_way": self.every_way, "seed": self.seed}
+        settings |= {"sequences": self.sequences, "shares": self.shares, "draws": DRAWS, "orders": ORDERS}
+        computed: list[Decompiled] = []
+
+        def compute() -> Decompiled:
+            computed.append(self.found(k, untrained))
+            return computed[0]
+
+        found = recall("decompile", self.subject, self.task, settings, programs_of(self.network), compute)
+        if not computed:
+            self.done(len(STAGES), f"k = {k}: found in the cache")
+        return found
+
+    def found(self, k: int, untrained: tuple[float, ...] | None) -> Decompiled:
         """Every stage at one k."""
         # of its own: several k run at once, and a model's hooks are its state
         network, seed, count = FusedTransformer(self.network.spec, self.network.parameters), self.seed, self.count
@@ -180,7 +202,7 @@ class _Work:
         queries = find_queries(network, routing, tree.nodes, sequences=count["queries"], seed=seed)
         self._finished(k, 5)
         return Decompiled(
-            model=name,
+            model=self.subject.name,
             hops=k,
             version=metadata.version("hopinterp"),
             settings={"seed": seed, "draws": DRAWS, "orders": ORDERS, "every_way": self.every_way, "sequences": count},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.remembered import Codec
 
 
 def packed(value: Any) -> Any:
@@ -77,6 +78,15 @@ def _plain(kind: Any, value: Any) -> Any:
 def _hints(kind: type) -> dict[str, Any]:
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def records_of(kind: Any) -> Codec[Any]:
+    """How records of a type are kept in a cache."""
+    return Codec(lambda found: (packed(found), {}), lambda given, _: unpacked(kind, given), _same)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(packed(one) == packed(other))
 
 
 def check_shown(found: Any) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int
@@ -18,13 +19,14 @@ from hopinterp.decompile.controls import Controls, Faithfulness
 from hopinterp.decompile.derivations import ValueTree
 from hopinterp.decompile.effects import Effect
 from hopinterp.decompile.inputs import batch_of, routing_hooks, why
-from hopinterp.decompile.kept import packed, unpacked
+from hopinterp.decompile.kept import check_shown, packed, unpacked
 from hopinterp.decompile.nodes import Jumps, Node, summed
 from hopinterp.decompile.program import FoundProgram
 from hopinterp.decompile.queries import Queries
 from hopinterp.decompile.routes import Route, Routing, run_routed
 from hopinterp.decompile.writing import write_program
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.remembered import Codec
 from hopinterp.files import digest, write_directory
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import HookFunction
@@ -347,6 +349,10 @@ class Decompiled:
             "inputs_explained": self.inputs_explained,
         }
 
+    def digest(self) -> str:
+        """The SHA-256 of all that was found."""
+        return digest(b"".join(found_files({self.hops: self}, {}).values()))
+
     def save(self, directory: str | Path) -> None:
         """Write a directory, whole or not at all: what was found as JSON, and the heads' mean patterns. The model itself is
         not written.
@@ -389,12 +395,13 @@ def write_found(target: Path, found: Mapping[int, Decompiled], more: Mapping[str
 def found_files(found: Mapping[int, Decompiled], more: Mapping[str, Any]) -> dict[str, bytes]:
     """What was found at some k as files of a directory, by name."""
     records = {str(k): _record(one) for k, one in found.items()}
-    tensors = {
-        f"{k}.{name}": getattr(one.routing, name).contiguous() for k, one in found.items() for name in ("mean", "null_mean")
-    }
-    data = safetensors.torch.save(tensors)
+    data = safetensors.torch.save({name: mean for one in found.values() for name, mean in _means(one).items()})
     kept = {"format": FORMAT, **more, "sha256": digest(data), "by_hops": records}
     return {FOUND: json.dumps(kept, indent=1, allow_nan=False).encode() + b"\n", TENSORS: data}
+
+
+def _means(one: Decompiled) -> dict[str, Tensor]:
+    return {f"{one.hops}.{name}": getattr(one.routing, name).contiguous() for name in ("mean", "null_mean")}
 
 
 def _record(one: Decompiled) -> dict[str, Any]:
@@ -418,3 +425,21 @@ def read_record(
         network=network,
         **{name: unpacked(kind, given[name]) for name, kind in _RECORDS.items()},
     )
+
+
+def programs_of(network: FusedTransformer) -> Codec[Decompiled]:
+    """How what was found in a model is kept in a cache."""
+
+    def pack(one: Decompiled) -> tuple[Any, dict[str, np.ndarray]]:
+        return _record(one) | {"hops": one.hops}, {name: mean.numpy() for name, mean in _means(one).items()}
+
+    def unpack(given: Any, arrays: Mapping[str, np.ndarray]) -> Decompiled:
+        found = read_record(given, given["hops"], {name: torch.tensor(mean) for name, mean in arrays.items()}, network)
+        check_shown(found)
+        return found
+
+    def same(one: Decompiled, other: Decompiled) -> bool:
+        means, others = _means(one), _means(other)
+        return _record(one) == _record(other) and all(torch.equal(mean, others[name]) for name, mean in means.items())
+
+    return Codec(pack, unpack, same)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.interventions import Rate, rated
+from hopinterp.decompile.kept import records_of
 from hopinterp.decompile.nodes import START, Node, Path, derivations
 from hopinterp.decompile.queries import Queries, Query
 from hopinterp.decompile.readings import named
@@ -19,6 +21,7 @@ from hopinterp.decompile.records import Decompiled
 from hopinterp.engine.per_position import Site, transplanted
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
+from hopinterp.evidence.remembered import Codec, recall
 from hopinterp.evidence.transplants.pairs import MatchedPairs
 from hopinterp.models.subject import Subject
 from hopinterp.task import Batch
@@ -79,7 +82,6 @@ class BlockTransplants:
         }
 
 
-@torch.no_grad()
 def measure_transplants(
     found: Decompiled, *, match: str = "occurrence", sequences: int = 100, seed: int = 0
 ) -> BlockTransplants:
@@ -100,7 +102,18 @@ def measure_transplants(
     Raises:
         HopInterpError: no derivation was found, `found` was loaded without its model, or no position counts.
     """
-    task, queries, subject = found.task, found.queries, Subject.of(found.network_to_run)
+    subject = Subject.of(found.network_to_run, name=found.model)
+    settings = {"hops": found.hops, "program": found.digest(), "match": match, "sequences": sequences, "seed": seed}
+    measured = partial(_measured, found, subject, match, sequences, seed)
+    return recall("measure_transplants", subject, found.task, settings, _RECORDS, measured)
+
+
+_RECORDS: Codec[BlockTransplants] = records_of(BlockTransplants)
+
+
+@torch.no_grad()
+def _measured(found: Decompiled, subject: Subject, match: str, sequences: int, seed: int) -> BlockTransplants:
+    task, queries = found.task, found.queries
     pairs = MatchedPairs.draw(task, queries.hops, sequences, match, 7 * seed + 900_007, subject.device)
     if not pairs.counted.any():
         raise HopInterpError(f"no position counts in {sequences} pairs at k = {queries.hops}: draw more")

@@ -136,8 +136,8 @@ def described(
     long_names: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> xr.Dataset:
-    """The result with its settings, its model and task, the version and the seed in attrs, and long names and
-    units on its variables.
+    """The result with its settings, its model (with the digest of its weights, where these alone decide what it computes)
+    and task, the version and the seed in attrs, and long names and units on its variables.
 
     Attrs are what netCDF can hold: numbers, text, and lists of numbers.
 
@@ -145,7 +145,15 @@ def described(
         long_names: of variables that mean something else here than LONG_NAMES says, or that it does not know.
     """
     sizes = {"n_letters": task.n_letters, "alphabet_size": task.alphabet_size, "max_hops": task.max_hops}
-    attrs = {"model": subject.name, **sizes, "version": metadata.version("hopinterp"), "seed": seed, **settings}
+    digest = "" if subject.weights is None else subject.weights.digest()
+    attrs = {
+        "model": subject.name,
+        "model_digest": digest,
+        **sizes,
+        "version": metadata.version("hopinterp"),
+        "seed": seed,
+        **settings,
+    }
     found = found.assign_attrs({name: int(value) if isinstance(value, bool) else value for name, value in attrs.items()})
     names = {**LONG_NAMES, **(long_names or {})}
     for name in found.variables:

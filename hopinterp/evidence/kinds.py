@@ -97,7 +97,7 @@ def registered(kind: Kind) -> Iterator[Kind]:
 
 def _behaviour(subject: Subject, task: HopTask, _hops: int, sequences: int, seed: int) -> xr.Dataset:
     # every k, whichever is asked: the capacity is read off it
-    return evaluate(subject, task, sequences=2 * sequences, seed=seed)
+    return evaluate(subject, task, range(1, task.max_hops + 1), sequences=2 * sequences, seed=seed)
 
 
 def _transplant(subject: Subject, task: HopTask, hops: int, sequences: int, seed: int) -> xr.Dataset:

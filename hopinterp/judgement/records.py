@@ -14,7 +14,7 @@ import xarray as xr
 
 from hopinterp.decompile.decompilation import Decompilation, load_decompiled
 from hopinterp.decompile.interventions import Rate
-from hopinterp.decompile.kept import check_shown, reading_record, unpacked
+from hopinterp.decompile.kept import check_shown, packed, reading_record, unpacked
 from hopinterp.decompile.records import Decompiled, found_files
 from hopinterp.decompile.transplants import BlockTransplants
 from hopinterp.errors import HopInterpError
@@ -29,7 +29,7 @@ from hopinterp.shown import as_html, finite, plain
 from hopinterp.task import HopTask
 from hopinterp.theory.hypotheses import NO_HYPOTHESES, claims, exact, named
 
-_JUDGEMENT = "judgement.json"
+_JUDGEMENT, _SURVEY = "judgement.json", "survey.json"
 _FORMAT = 3
 
 
@@ -299,6 +299,10 @@ class Verdict:
         target = Path(directory)
         if target.exists():
             raise HopInterpError(f"{target} exists; a verdict is saved to a directory of its own")
+        write_directory(target, self.files())
+
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by the files' names."""
         plain_fields = asdict(replace(self, evidence={}, program=None))
         evidence = {kind: bytes(found.to_netcdf()) for kind, found in self.evidence.items()}
         digests = {kind: digest(data) for kind, data in evidence.items()}
@@ -307,7 +311,7 @@ class Verdict:
         files = {_JUDGEMENT: text.encode() + b"\n", **{f"{kind}.nc": data for kind, data in evidence.items()}}
         if self.program is not None:
             files |= found_files({self.hops: self.program}, {"one": self.hops})
-        write_directory(target, files)
+        return files
 
 
 def load_verdict(directory: str | Path, model: ModelLike | None = None) -> Verdict:
@@ -414,6 +418,42 @@ class Survey:
         verdicts = {str(k): one.to_json() for k, one in self.verdicts.items()}
         unmeasured = {str(k): why for k, why in self.unmeasured.items()}
         return {"verdicts": verdicts, "unmeasured": unmeasured, "capacity": self.capacity.to_json()}
+
+    def save(self, directory: str | Path) -> None:
+        """Write a directory, whole or not at all: survey.json, and for each k a folder, "k8", as `Verdict.save` writes it.
+
+        Raises:
+            HopInterpError: it exists, or cannot be written.
+        """
+        target = Path(directory)
+        if target.exists():
+            raise HopInterpError(f"{target} exists; a survey is saved to a directory of its own")
+        kept = {"format": _FORMAT, "model": self.model, "hops": list(self.verdicts)}
+        kept |= {"unmeasured": packed(self.unmeasured), "capacity": asdict(self.capacity)}
+        files = {_SURVEY: json.dumps(kept, indent=2).encode() + b"\n"}
+        for k, one in self.verdicts.items():
+            files |= {f"k{k}/{name}": data for name, data in one.files().items()}
+        write_directory(target, files)
+
+
+def load_survey(directory: str | Path, model: ModelLike | None = None) -> Survey:
+    """What `Survey.save` wrote. `load_verdict` reads one of its folders.
+
+    Args:
+        model: as of `load_verdict`.
+
+    Raises:
+        HopInterpError: no such directory, or one that holds no survey.
+    """
+    source = Path(directory)
+    with reading_record(source, "survey"):
+        given = read_json(source / _SURVEY)
+        if given["format"] != _FORMAT:
+            raise HopInterpError("it was saved by another version")
+        verdicts = {k: load_verdict(source / f"k{k}", model) for k in unpacked(list[int], given["hops"])}
+        unmeasured = unpacked(dict[int, str], given["unmeasured"])
+        capacity = unpacked(Capacity, given["capacity"])
+        return Survey(model=str(given["model"]), verdicts=verdicts, unmeasured=unmeasured, capacity=capacity)
 
 
 # -- words ---------------------------------------------------------------------------------------------------------------

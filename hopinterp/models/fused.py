@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -68,6 +70,15 @@ class FusedTransformer:
     def to(self, device: str | torch.device) -> FusedTransformer:
         """The same model with its parameters on another device, without its hooks."""
         return FusedTransformer(self.spec, {name: p.to(device) for name, p in self.parameters.items()})
+
+    def digest(self) -> str:
+        """The SHA-256 of sizes and parameters: two models of one digest compute the same."""
+        found = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True).encode())
+        for name, parameter in sorted(self.parameters.items()):
+            p = parameter.detach().cpu().contiguous()
+            found.update(f"\n{name} {p.dtype} {list(p.shape)}\n".encode())
+            found.update(p.numpy().tobytes())
+        return found.hexdigest()
 
     def __call__(
         self,

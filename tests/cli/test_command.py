@@ -132,6 +132,7 @@ def test_help_names_every_command_in_order_of_use(run, monkeypatch):
             "verify": "The verdict: does the model double its hops",
             "compare": "Two or more models side by side",
         },
+        "Keep": {"cache": "What was measured and is kept"},
     }
     panels = re.findall(r"^╭─ (.*?) ─+╮$(.*?)^╰", out, re.MULTILINE | re.DOTALL)
     assert [name for name, _ in panels] == ["Options", *groups]
@@ -166,7 +167,15 @@ def test_help_says_every_default_and_gives_an_example(run, monkeypatch, name):
     assert (status, err) == (0, "")
     rows = dict(re.findall(r"^│ [* ]?\s*(--[\w-]+)\s+(.*?)\s*│$", out, re.MULTILINE))
     assert {option.opts[0] for option in command.params if option.opts[0].startswith("--")} <= set(rows) | {"--help"}
-    plain = {"--help", "--plot", "--out", "--report", "--resume"}  # written, or gone on with, only where they are given
+    plain = {
+        "--help",
+        "--plot",
+        "--out",
+        "--report",
+        "--resume",
+        "--save",
+        "--csv",
+    }  # written, or gone on with, only where they are given
     for option in (one for one in command.params if one.param_type_name == "option"):
         row = rows.get(option.opts[0], "")
         silent = option.opts[0] in plain or option.required

@@ -17,6 +17,7 @@ def test_results_say_whose_they_are_and_what_their_variables_mean(small_model, s
     assert {name for name, variable in found.variables.items() if "units" in variable.attrs} == {"logit_difference"}
     assert found.logit_difference.attrs["units"] == "nats"
     assert found.attrs.pop("version")
+    assert found.attrs.pop("model_digest") == small_model.digest()
     sizes = {"n_letters": 20, "alphabet_size": 4, "max_hops": 4}
     assert found.attrs == {"model": "small", **sizes, "seed": 7, "bar": 0.25, "shuffled": 1}
     found.to_netcdf(tmp_path / "found.nc")

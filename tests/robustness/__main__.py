@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from . import cards, checkpoints, commands, records, runs, weights
+from . import caches, cards, checkpoints, commands, records, runs, weights
 from .campaign import Generator, Tally, prepare, run, run_one
 
 KINDS: dict[str, Generator] = {
@@ -19,6 +19,7 @@ KINDS: dict[str, Generator] = {
     "runs": runs.generate,
     "commands": commands.generate,
     "records": records.generate,
+    "caches": caches.generate,
 }
 
 

@@ -151,6 +151,39 @@ def verdict() -> Files:
         return files_of(Path(folder) / "v")
 
 
+@cache
+def kept() -> tuple[Files, dict[str, str]]:
+    """A cache with a dataset and a program in it; and by name what was measured, as text."""
+    with TemporaryDirectory() as folder:
+        told = {name: measure(Path(folder) / "c") for name, measure in MEASURED.items()}
+        return files_of(Path(folder) / "c"), told
+
+
+def _evaluated(cache: Path) -> str:
+    from hopinterp.evidence.reading.behaviour import evaluate
+    from hopinterp.evidence.remembered import cached
+
+    with cached(cache, warn=lambda _: None):  # where a device or a directory is in the place of a file
+        return json.dumps(evaluate(_known(), HopTask(20, 4, 4), [1, 2], sequences=4).to_dict())
+
+
+def _decompiled(cache: Path) -> str:
+    from hopinterp.decompile.decompiled import decompile
+    from hopinterp.evidence.remembered import cached
+
+    with cached(cache, warn=lambda _: None):  # where a device or a directory is in the place of a file
+        return json.dumps(decompile(_known(), HopTask(20, 4, 4), 2, sequences=20).to_json())
+
+
+MEASURED: dict[str, Callable[[Path], str]] = {"evaluated": _evaluated, "decompiled": _decompiled}
+"""What is measured of a small model within a cache, as text."""
+
+
+@cache
+def _known() -> FusedTransformer:
+    return Construction.of(HopTask(20, 4, 4), 2, "successor").fused
+
+
 def card() -> dict[str, object]:
     """The sample model's card."""
     found: dict[str, object] = json.loads(model()["card.json"])

@@ -8,14 +8,16 @@ import xarray as xr
 
 from hopinterp.engine.sweeps import RESID_SITES
 from hopinterp.evidence.patching.effects import measure
-from hopinterp.evidence.patching.pairs import PairSettings
+from hopinterp.evidence.patching.pairs import PairSettings, choose_pairs
 from hopinterp.evidence.patching.positions import By, Cells
 from hopinterp.evidence.patching.runs import MEMORY, Direction, PairedRuns, SweptRuns
+from hopinterp.evidence.remembered import remembered
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Report
 from hopinterp.task import HopTask
 
 
+@remembered(fills=choose_pairs)
 def patch(
     model: ModelLike,
     task: HopTask,

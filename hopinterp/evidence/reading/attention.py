@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
+from hopinterp.evidence.remembered import remembered
 from hopinterp.models.hooks import pattern
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Report, counted
@@ -19,6 +20,7 @@ from hopinterp.task import Hops, HopTask
 Pattern = Float[Tensor, "*k batch head query key"]
 
 
+@remembered
 @torch.no_grad()
 def align(
     model: ModelLike,

@@ -14,6 +14,7 @@ from torch import Tensor
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, korn_graubard
+from hopinterp.evidence.remembered import remembered
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Advance, Report, counted
 from hopinterp.seeds import seeded
@@ -25,6 +26,7 @@ FAILED = 0.05
 """A model fails at k, so that nothing is claimed about its mechanism there, where the lower end is above this."""
 
 
+@remembered
 def evaluate(
     model: ModelLike,
     task: HopTask,

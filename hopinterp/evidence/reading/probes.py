@@ -18,6 +18,7 @@ from hopinterp.errors import HopInterpError
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
 from hopinterp.evidence.reading.linear import Standardizer, fit_logistic, fit_ridge
+from hopinterp.evidence.remembered import remembered
 from hopinterp.memory import release_memory
 from hopinterp.models.hooks import resid_post
 from hopinterp.models.subject import ModelLike, Subject
@@ -67,6 +68,7 @@ class _Rows:
         return self.find > 0
 
 
+@remembered
 def probe(
     model: ModelLike,
     task: HopTask,

@@ -16,6 +16,7 @@ from hopinterp.engine.per_position import Site, transplanted
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.datasets import described
 from hopinterp.evidence.intervals import LEVEL, bootstrap
+from hopinterp.evidence.remembered import remembered
 from hopinterp.evidence.transplants.pairs import MatchedPairs
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Advance, Report, counted
@@ -61,6 +62,7 @@ class Predictions:
         return answers[:, :, None, None] == torch.where(letters < 0, -1, letters + task.first_letter)[:, None]
 
 
+@remembered
 @torch.no_grad()
 def transplant(
     model: ModelLike,
