@@ -6,15 +6,16 @@ import os
 import sys
 
 from hopinterp import signals
-from hopinterp.errors import HopInterpError
-from hopinterp.shown import legible, use_stand_ins
 
 
 def main() -> None:
     """Run the command: what a user can mend is one line on standard error and exit status 2."""
-    stopped = signals.raise_when_stopped()  # before the parser is imported, which takes some tenths of a second
-    use_stand_ins(sys.stdout, sys.stderr)
+    stopped = signals.raise_when_stopped()  # first: all other imports take some tenths of a second, and torch seconds
+    from hopinterp.errors import HopInterpError
+    from hopinterp.shown import use_stand_ins
+
     try:
+        use_stand_ins(sys.stdout, sys.stderr)
         status = _run()
         sys.stdout.flush()
         if status == signals.status(KeyboardInterrupt()):  # the parser turned a signal into this
@@ -44,6 +45,7 @@ def _run() -> int:
     import typer
 
     from hopinterp.cli import commands
+    from hopinterp.errors import HopInterpError
 
     # the base class of everything the parser raises, which typer does not name publicly
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]
@@ -63,6 +65,8 @@ def _run() -> int:
 
 
 def _fail(message: str) -> None:
+    from hopinterp.shown import legible
+
     _say("hopinterp: " + legible(" ".join(message.split())))
     sys.exit(2)
 
