@@ -5,27 +5,27 @@ from __future__ import annotations
 import os
 import sys
 
-from hopinterp import signals
+from hopinterp.signals import in_words, let_end, raise_when_stopped, status
 
 
 def main() -> None:
     """Run the command: what a user can mend is one line on standard error and exit status 2."""
-    stopped = signals.raise_when_stopped()  # first: all other imports take some tenths of a second, and torch seconds
+    stopped = raise_when_stopped()  # first: all other imports take some tenths of a second, and torch seconds
     from hopinterp.errors import HopInterpError
     from hopinterp.shown import use_stand_ins
 
     try:
         use_stand_ins(sys.stdout, sys.stderr)
-        status = _run()
+        done = _run()
         sys.stdout.flush()
-        if status == signals.status(KeyboardInterrupt()):  # the parser turned a signal into this
+        if done == status(KeyboardInterrupt()):  # the parser turned a signal into this
             raise stopped() or KeyboardInterrupt
-        sys.exit(status)
+        sys.exit(done)
     except HopInterpError as error:
         _fail(str(error))
     except KeyboardInterrupt as reason:
-        _say(f"hopinterp: {signals.in_words(reason)}")
-        sys.exit(signals.status(reason))
+        _say(f"hopinterp: {in_words(reason)}")
+        sys.exit(status(reason))
     except BrokenPipeError:  # whoever read has gone
         _write_no_more()
         sys.exit(1)
@@ -37,7 +37,7 @@ def main() -> None:
             raise
         _fail("there is not enough memory for this: ask for less at once (--sequences), or for a smaller model")
     finally:
-        signals.let_end()
+        let_end()
 
 
 def _run() -> int:
