@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from hopinterp.signals import in_words, let_end, raise_when_stopped, status
+try:
+    from hopinterp.signals import in_words, let_end, raise_when_stopped, status
+except KeyboardInterrupt:  # Ctrl-C before there is anything to answer it
+    os._exit(130)
 
 
 def main() -> None:
