@@ -219,7 +219,9 @@ def overlay(path: Path | None, found: Mapping[str, xr.Dataset]) -> None:
     if path is not None:
         from hopinterp.views import plots, trends
 
-        plots.write(trends.threshold(found, title="err$_k$"), path)
+        # a dollar sign begins a formula, and matplotlib leaves what begins with _ out of its legends
+        named = {" " * name.startswith("_") + legible(name).replace("$", r"\$"): one for name, one in found.items()}
+        plots.write(trends.threshold(named, title="err$_k$"), path)
 
 
 def print_json(value: Mapping[str, Any], *written: Path | None) -> None:
