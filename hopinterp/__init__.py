@@ -10,6 +10,20 @@ The public names stand in `__init__.pyi`, once. Each is imported when it is firs
 torch nor TransformerLens.
 """
 
-import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+def _attach():
+    """Read the stub, when a public name is first used: the command imports this package before it can answer a signal."""
+    import lazy_loader
+
+    attached = dict(zip(("__getattr__", "__dir__", "__all__"), lazy_loader.attach_stub(__name__, __file__), strict=True))
+    globals().update(attached)
+    return attached
+
+
+def __getattr__(name):
+    attached = _attach()
+    return attached["__all__"] if name == "__all__" else attached["__getattr__"](name)
+
+
+def __dir__():
+    return _attach()["__dir__"]()

@@ -5,26 +5,30 @@ from __future__ import annotations
 import os
 import sys
 
-from hopinterp import signals
-from hopinterp.errors import HopInterpError
-from hopinterp.shown import legible, use_stand_ins
+try:
+    from hopinterp.signals import in_words, let_end, raise_when_stopped, status
+except KeyboardInterrupt:  # Ctrl-C before there is anything to answer it
+    os._exit(130)
 
 
 def main() -> None:
     """Run the command: what a user can mend is one line on standard error and exit status 2."""
-    stopped = signals.raise_when_stopped()  # before the parser is imported, which takes some tenths of a second
-    use_stand_ins(sys.stdout, sys.stderr)
+    stopped = raise_when_stopped()  # first: all other imports take some tenths of a second, and torch seconds
+    from hopinterp.errors import HopInterpError
+    from hopinterp.shown import use_stand_ins
+
     try:
-        status = _run()
+        use_stand_ins(sys.stdout, sys.stderr)
+        done = _run()
         sys.stdout.flush()
-        if status == signals.status(KeyboardInterrupt()):  # the parser turned a signal into this
+        if done == status(KeyboardInterrupt()):  # the parser turned a signal into this
             raise stopped() or KeyboardInterrupt
-        sys.exit(status)
+        sys.exit(done)
     except HopInterpError as error:
         _fail(str(error))
     except KeyboardInterrupt as reason:
-        _say(f"hopinterp: {signals.in_words(reason)}")
-        sys.exit(signals.status(reason))
+        _say(f"hopinterp: {in_words(reason)}")
+        sys.exit(status(reason))
     except BrokenPipeError:  # whoever read has gone
         _write_no_more()
         sys.exit(1)
@@ -36,7 +40,7 @@ def main() -> None:
             raise
         _fail("there is not enough memory for this: ask for less at once (--sequences), or for a smaller model")
     finally:
-        signals.let_end()
+        let_end()
 
 
 def _run() -> int:
@@ -44,6 +48,7 @@ def _run() -> int:
     import typer
 
     from hopinterp.cli import commands
+    from hopinterp.errors import HopInterpError
 
     # the base class of everything the parser raises, which typer does not name publicly
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]
@@ -63,6 +68,8 @@ def _run() -> int:
 
 
 def _fail(message: str) -> None:
+    from hopinterp.shown import legible
+
     _say("hopinterp: " + legible(" ".join(message.split())))
     sys.exit(2)
 

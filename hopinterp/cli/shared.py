@@ -220,7 +220,9 @@ def overlay(path: Path | None, dpi: int, found: Mapping[str, xr.Dataset]) -> Non
     if path is not None:
         from hopinterp.views import plots, trends
 
-        plots.write(trends.threshold(found, title="err$_k$"), path, dpi)
+        # a dollar sign begins a formula, and matplotlib leaves what begins with _ out of its legends
+        named = {" " * name.startswith("_") + legible(name).replace("$", r"\$"): one for name, one in found.items()}
+        plots.write(trends.threshold(named, title="err$_k$"), path, dpi)
 
 
 def print_json(value: Mapping[str, Any], *written: Path | None) -> None:

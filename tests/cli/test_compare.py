@@ -1,5 +1,6 @@
 """compare, and eval of several models: tables, JSON, the overlaid figure, and what they refuse."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +86,15 @@ def test_models_of_one_name_are_told_apart(run_json, model, small_model, small_t
     store.save(tmp_path / "other" / "m", small_model, small_task, {"how": "by a test"})
     found = run_json("eval", model, tmp_path / "other" / "m", "--hops", 1, "--sequences", 2)["models"]
     assert list(found) == [str(model), str(tmp_path / "other" / "m")]
+
+
+def test_odd_names_stand_in_the_legend(run, model, tmp_path):
+    for name in ("_a", "$b$"):
+        shutil.copytree(model, tmp_path / name)
+    assert run("eval", *(tmp_path / name for name in ("_a", "$b$")), "--sequences", 2, "--plot", tmp_path / "f.svg")[0] == 0
+    drawn = (tmp_path / "f.svg").read_text()
+    assert "<!--  _a -->" in drawn
+    assert "<!-- $b$ -->" in drawn  # no formula
 
 
 @pytest.mark.parametrize(

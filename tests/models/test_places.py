@@ -49,11 +49,11 @@ def test_the_command_lists_them(runs, monkeypatch, capsys):
     import json
     import sys
 
-    from hopinterp import cli, signals
+    from hopinterp import cli
 
     monkeypatch.chdir(runs.parent)
-    monkeypatch.setattr(signals, "raise_when_stopped", lambda: lambda: None)
-    monkeypatch.setattr(signals, "let_end", lambda: None)
+    monkeypatch.setattr(cli, "raise_when_stopped", lambda: lambda: None)
+    monkeypatch.setattr(cli, "let_end", lambda: None)
     for words in (["models", "runs"], ["models", "runs", "--json"]):
         monkeypatch.setattr(sys, "argv", ["hopinterp", *words])
         with pytest.raises(SystemExit) as done:
