@@ -112,6 +112,7 @@ HOUSE = {
         "pictures",
         "glossary",
         "settings",
+        "parts",
         "report",
     ),
     "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "__init__"),

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopinterp.cli.shared import Json, Model, Plot, Seed, app, hop_range, open_model, print_json, whole, working
+from hopinterp.cli.shared import (
+    Json,
+    Model,
+    Plot,
+    Seed,
+    app,
+    command_line,
+    hop_range,
+    open_model,
+    print_json,
+    whole,
+    working,
+)
 from hopinterp.errors import HopInterpError
 
 if TYPE_CHECKING:
@@ -26,14 +38,23 @@ def decompile(
     seed: Seed = 0,
     plot: Plot = None,
     out: Annotated[Path | None, typer.Option(help="Also save what was found to this directory.")] = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", help="Also write the report, one HTML file that needs no network.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The program that the model runs: where each head looks, which jumps add up to k; and the proof that it runs it."""
     from hopinterp.decompile.decompiled import decompile
+    from hopinterp.models import store
 
+    if report_file is not None:
+        from hopinterp.views import report as reports
     if out is not None and out.exists():
         raise HopInterpError(f"{out} exists; give another --out")
+    if report_file is not None:
+        reports.check_writable(report_file)
     subject, task = open_model(model, "cpu", plot)
+    card = store.read_card(store.find(model))
     ks = hop_range("" if hops == "all" else hops, task.max_hops)
     settings: dict[str, Any] = {"sequences": sequences, "every_way": every_way, "seed": seed}
     found: Decompiled | Decompilation
@@ -46,6 +67,8 @@ def decompile(
         from hopinterp.views import plots, programs
 
         plots.write(programs.figure(found), plot)
+    if report_file is not None:
+        reports.write_report(report_file, found, subject.name, subject, task, card=card, command=command_line())
     if out is not None:
         found.save(out)
     if as_json:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopinterp.cli.shared import Device, Json, Model, Seed, app, hop_range, open_model, print_json, show, whole, working
+from hopinterp.cli.shared import (
+    Device,
+    Json,
+    Model,
+    Seed,
+    app,
+    command_line,
+    hop_range,
+    open_model,
+    print_json,
+    show,
+    whole,
+    working,
+)
 from hopinterp.dates import today
 
 if TYPE_CHECKING:
@@ -48,7 +59,7 @@ def verify(
         else:
             found = verdict.verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
         if report is not None:
-            reports.write_report(report, found, subject.name, subject, task, card=card, command=_command())
+            reports.write_report(report, found, subject.name, subject, task, card=card, command=command_line())
     if as_json:
         print_json({**found.to_json(), "model": subject.name, **_asked()})
     else:
@@ -60,12 +71,8 @@ def _asked() -> dict[str, str]:
     return {
         "version": metadata.version("hopinterp"),
         "date": today().isoformat(timespec="seconds"),
-        "command": _command(),
+        "command": command_line(),
     }
-
-
-def _command() -> str:
-    return shlex.join(["hopinterp", *sys.argv[1:]])
 
 
 def _theorem(model: str) -> int:

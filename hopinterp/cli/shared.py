@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -149,6 +151,11 @@ def draw(path: Path | None, kind: str, found: xr.Dataset, **settings: Any) -> No
     if "title" in settings:
         settings["title"] = settings["title"].replace("$", r"\$")  # no formula
     plots.write(getattr(plots, kind)(found, **settings), path)
+
+
+def command_line() -> str:
+    """The command as it was called, for what it makes."""
+    return shlex.join(["hopinterp", *sys.argv[1:]])
 
 
 def print_json(value: Mapping[str, Any]) -> None:
