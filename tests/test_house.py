@@ -119,6 +119,7 @@ HOUSE = {
         "pictures",
         "glossary",
         "settings",
+        "parts",
         "report",
     ),
     "cli": ("shared", "keep", "make", "train", "read", "intervene", "judge", "decompile", "compare", "commands", "__init__"),

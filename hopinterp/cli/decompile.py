@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hopinterp.cli.keep import keep_found, keeps
-from hopinterp.cli.shared import Dpi, Json, Model, Plot, Seed, hop_range, open_model, print_json, say_written, whole, working
+from hopinterp.cli.shared import (
+    Dpi,
+    Json,
+    Model,
+    Plot,
+    Seed,
+    command_line,
+    hop_range,
+    open_model,
+    print_json,
+    say_written,
+    whole,
+    working,
+)
 from hopinterp.errors import HopInterpError
 
 if TYPE_CHECKING:
@@ -28,14 +41,23 @@ def decompile(
     plot: Plot = None,
     dpi: Dpi = 150,
     out: Annotated[Path | None, typer.Option(help="Also save what was found to this directory; the same as --save.")] = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", help="Also write the report, one HTML file that needs no network.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The program that the model runs: where each head looks, which jumps add up to k; and the proof that it runs it."""
     from hopinterp.decompile.decompiled import decompile
+    from hopinterp.models import store
 
+    if report_file is not None:
+        from hopinterp.views import report as reports
     if out is not None and out.exists():
         raise HopInterpError(f"{out} exists; give another --out")
+    if report_file is not None:
+        reports.check_writable(report_file)
     subject, task = open_model(model, "cpu", plot)
+    card = store.read_card(store.find(model))
     ks = hop_range("" if hops == "all" else hops, task.max_hops)
     settings: dict[str, Any] = {"sequences": sequences, "every_way": every_way, "seed": seed}
     found: Decompiled | Decompilation
@@ -48,11 +70,13 @@ def decompile(
         from hopinterp.views import plots, programs
 
         plots.write(programs.figure(found), plot, dpi)
+    if report_file is not None:
+        reports.write_report(report_file, found, subject.name, subject, task, card=card, command=command_line())
     if out is not None:
         found.save(out)
     kept = keep_found(found)
     if as_json:
-        print_json(found.to_json(), plot, out, *kept)
+        print_json(found.to_json(), plot, report_file, out, *kept)
     else:
-        say_written(plot, out, *kept)
+        say_written(plot, report_file, out, *kept)
         print(found)

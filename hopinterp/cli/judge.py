@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hopinterp.cli.keep import keep_found, keeps
-from hopinterp.cli.shared import Device, Json, Model, Seed, hop_range, open_model, print_json, show, whole, working
+from hopinterp.cli.shared import (
+    Device,
+    Json,
+    Model,
+    Seed,
+    command_line,
+    hop_range,
+    open_model,
+    print_json,
+    show,
+    whole,
+    working,
+)
 from hopinterp.dates import today
 
 if TYPE_CHECKING:
@@ -50,7 +60,7 @@ def verify(
         else:
             found = verdict.verify_all(subject, task, ks, sequences=sequences, seed=seed, report=said)
         if report is not None:
-            reports.write_report(report, found, subject.name, subject, task, card=card, command=_command())
+            reports.write_report(report, found, subject.name, subject, task, card=card, command=command_line())
     kept = keep_found(found)
     if as_json:
         print_json({**found.to_json(), "model": subject.name, **_asked()}, report, *kept)
@@ -63,12 +73,8 @@ def _asked() -> dict[str, str]:
     return {
         "version": metadata.version("hopinterp"),
         "date": today().isoformat(timespec="seconds"),
-        "command": _command(),
+        "command": command_line(),
     }
-
-
-def _command() -> str:
-    return shlex.join(["hopinterp", *sys.argv[1:]])
 
 
 def granted(card: Card) -> int:

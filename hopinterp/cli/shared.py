@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -202,6 +204,11 @@ def draw(path: Path | None, dpi: int, kind: str, found: xr.Dataset, **settings: 
     if "title" in settings:
         settings["title"] = style.words(settings["title"])
     plots.write(getattr(plots, kind)(found, **settings), path, dpi)
+
+
+def command_line() -> str:
+    """The command as it was called, for what it makes."""
+    return shlex.join(["hopinterp", *sys.argv[1:]])
 
 
 def measured(opened: Mapping[str, tuple[Subject, HopTask]], ks: list[int], **settings: Any) -> dict[str, xr.Dataset]:

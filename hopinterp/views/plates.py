@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import xarray as xr
 from matplotlib.figure import Figure
 
+from hopinterp.decompile.decompilation import Decompilation
 from hopinterp.decompile.records import Decompiled
 from hopinterp.views import graph, plots, programs, tables
 
@@ -41,6 +42,15 @@ def program_plates(program: Decompiled | None) -> Iterator[Plate]:
     )
     caption += " an arc leads from where it looks. Each line style is one way in which jumps add up to k."
     yield Plate("Jumps that add up to k", programs.derivation_tree(program), program.headline, caption)
+
+
+def hop_plate(found: Decompilation) -> Plate:
+    """Where each head looks at each of several k."""
+    caption = (
+        "The hop that each head (row) looks back when the model is asked for k (column); above, what is left of the answers"
+    )
+    caption += " when all heads do just that."
+    return Plate("Where each head looks at every k", programs.hop_table(found), found.reading.splitlines()[-1], caption)
 
 
 def transplant_plates(found: Evidence, hops: int) -> Iterator[Plate]:

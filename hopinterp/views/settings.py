@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hopinterp.decompile.records import Decompiled
 from hopinterp.evidence.kinds import KINDS
 from hopinterp.judgement.records import Verdict
 
@@ -59,12 +60,14 @@ class Setting:
     value: str
 
 
-def named_settings(verdict: Verdict) -> dict[str, list[Setting]]:
+def named_settings(found: Verdict | Decompiled) -> dict[str, list[Setting]]:
     """Of the verdict, of the program and of each kind of evidence, under the heading of each."""
-    groups: dict[str, Mapping[str, Any]] = {"verdict": verdict.settings}
-    if verdict.program is not None:
-        groups["program"] = _flat(verdict.program.settings)
-    groups |= {KINDS[kind].words if kind in KINDS else kind: one.attrs for kind, one in verdict.evidence.items()}
+    program = found if isinstance(found, Decompiled) else found.program
+    groups: dict[str, Mapping[str, Any]] = {"verdict": found.settings} if isinstance(found, Verdict) else {}
+    if program is not None:
+        groups["program"] = _flat(program.settings)
+    evidence = found.evidence if isinstance(found, Verdict) else {}
+    groups |= {KINDS[kind].words if kind in KINDS else kind: one.attrs for kind, one in evidence.items()}
     return {
         heading: [_setting(name, value) for name, value in given.items() if name not in _GENERAL]
         for heading, given in groups.items()

@@ -16,6 +16,7 @@ from matplotlib.colors import to_rgb
 
 import hopinterp as hi
 from hopinterp import HopInterpError
+from hopinterp.decompile.decompilation import Decompilation
 from hopinterp.judgement.records import Verdict
 from hopinterp.judgement.verdict import judge, verify, verify_all
 from hopinterp.models import store
@@ -330,6 +331,30 @@ def test_a_survey_has_a_part_for_every_k(survey, survey_page):
     assert f"One sequence, head by head, k = {max(survey.verdicts)}" in taken.texts["h2"]
     assert survey_page.count("image/svg+xml") == 2  # the errors, light and dark; the figures of each k are bitmaps
     assert survey_page.count("image/webp") == 6 * 2 * 2
+
+
+def test_a_program_alone_has_its_page(verdict, made):
+    page = report(verdict.program, "m", made, TASK)
+    taken = Page(page)
+    headline, *lines = map(printed, verdict.program.reading.splitlines())
+    assert [text.strip() for text in taken.texts["span"]] == ["explained"]
+    assert headline in taken.texts["strong"]
+    assert taken.texts["li"][-len(lines) :] == lines
+    assert rows_of(page)["reaches (program)"] == ["0", "1", "3", "4"]
+    assert rows_of(page)["routes shuffled"][0] == f"{100 * verdict.program.controls.means()['shuffled']:.1f}% wrong"
+    assert facts_of(page)["Task"] == "40 letters of an alphabet of 4, k up to 5"
+    assert page.count("<img") == 2  # the tree by day and by night
+    assert "light cone" not in " ".join(taken.texts["p"])  # nothing of evidence that was not gathered
+
+
+def test_programs_at_several_k_have_a_page(verdict):
+    several = Decompilation(model="m", by_hops={4: verdict.program}, unsolved={5: 0.25})
+    page = report(several)
+    assert "m: 1 of 1 solved k explained: k = 4. Not solved: k = 5." in Page(page).texts["p"]
+    assert "explained" in [text.strip() for text in Page(page).texts["span"]]
+    assert "k = 5: no program (the model fails there: 25.0% of its answers are wrong)." in page
+    assert page.count("image/svg+xml") == 2  # where each head looks at every k
+    assert "k = 5: no program" in report(replace(several, by_hops={}))
 
 
 def test_where_a_model_fails_there_is_nothing_to_draw(small_model, small_task):
