@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hopinterp.cli.shared import (
+    Dpi,
     Json,
     Model,
     Plot,
@@ -37,6 +38,7 @@ def decompile(
     ] = False,
     seed: Seed = 0,
     plot: Plot = None,
+    dpi: Dpi = 150,
     out: Annotated[Path | None, typer.Option(help="Also save what was found to this directory.")] = None,
     report_file: Annotated[
         Path | None, typer.Option("--report", help="Also write the report, one HTML file that needs no network.")
@@ -66,7 +68,7 @@ def decompile(
     if plot is not None:
         from hopinterp.views import plots, programs
 
-        plots.write(programs.figure(found), plot)
+        plots.write(programs.figure(found), plot, dpi)
     if report_file is not None:
         reports.write_report(report_file, found, subject.name, subject, task, card=card, command=command_line())
     if out is not None:

@@ -175,9 +175,7 @@ def _rows(verdict: Verdict) -> list[Row]:
 
 
 def _growth(step: Growth) -> str:
-    if step.low == step.high:  # no uncertainty leaves another R open
-        return f"×{step.ratio:.3g}"
-    return f"×{step.ratio:.3g} ({step.low:.3g} to {step.high:.3g})"
+    return f"×{step.figures}"
 
 
 def _pair(agreement: str) -> str:

@@ -24,7 +24,9 @@ FAMILY_INK = {"pointer": "#000000", "content": "#AA4499", "occurrence": "#E69F00
 FAMILY_MARKER = {"pointer": "o", "content": "s", "occurrence": "^"}
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DEEPEST = 8  # depths beyond have the last colour
+LINES: tuple[Any, ...] = ("-", (0, (4, 1.3)), (0, (1.2, 1)), (0, (5, 1.2, 1.2, 1.2)))
+"""Of lines that have one colour."""
+_DEEPEST = 6  # depths beyond have the last colour
 
 SHARES = "cividis"
 """Colour map of what lies between 0 and 1."""
@@ -59,10 +61,11 @@ class Scheme:
         return to_hex(colorsys.hls_to_rgb(hue, max(lightness, self.least), min(saturation, 0.75)))
 
     def depth(self, n_layers: int) -> tuple[str, str]:
-        """Ink and marker of a model's depth, in every figure that compares depths."""
+        """Ink and marker of a model's depth, in every figure that compares depths: the deeper, the brighter."""
         place = min(max(n_layers, 1), _DEEPEST) - 1
-        colour = to_hex(mpl.colormaps["plasma"](0.85 * place / (_DEEPEST - 1)))
-        return self.ink(colour), MARKERS[place % len(MARKERS)]
+        first, last = (0.0, 0.88) if self.least is None else (0.25, 1.0)
+        colour = mpl.colormaps["plasma"](first + (last - first) * place / (_DEEPEST - 1))
+        return to_hex(colour), MARKERS[place % len(MARKERS)]
 
     @property
     def signed(self) -> Colormap:
@@ -101,6 +104,12 @@ _STYLE: dict[Any, Any] = {
 def current() -> Scheme:
     """The scheme in force."""
     return _current.get()
+
+
+def words(text: str) -> str:
+    """Text that comes from outside, such as a model's name, for a title: no dollar in it begins a formula; find^j and err_k
+    are set as everywhere."""
+    return text.replace("$", r"\$").replace("find^j", "find$^j$").replace("err_k", "err$_k$")
 
 
 @contextmanager

@@ -70,6 +70,11 @@ def test_a_derivation_is_one_ink_from_the_letter_to_i(two_ways):
     assert abs(starts[0][0] - starts[1][0]) > 0.02, "side by side"
 
 
+def test_derivations_are_told_apart_without_colours(two_ways):
+    legend = programs.derivation_tree(two_ways).legends[0]
+    assert len({str(line.get_linestyle()) + str(line.get_linewidth()) for line in legend.get_lines()}) == 3
+
+
 def rgb(ink):
     return tuple(int(ink[n : n + 2], 16) / 255 for n in (1, 3, 5))
 
@@ -93,6 +98,7 @@ def test_the_table_shows_each_rule_and_frames_what_carries(found):
     units = [f"{layer}.{head}" for layer, head, _ in found.routing.heads]
     assert [label.get_text() for label in axes.get_yticklabels()] == units
     assert [label.get_text() for label in axes.get_xticklabels()] == ["4"]
+    assert axes.get_ylim() == (-0.5, len(units) - 0.5)  # blocks go up the page
     cells = texts(axes)
     assert cells[:2] == ["3", "2′"]
     assert len(cells) == len(units) + 1
