@@ -16,6 +16,8 @@ from hopinterp.views.plates import Plate
 from hopinterp.views.style import scheme
 
 _PIXELS_AN_INCH = 110  # at which a figure's text has the size of the page's
+_LARGEST = 200_000  # characters of a vector graphic; numbers in hundreds of cells are smaller as pixels
+_COARSE, _FINE = 130, 220  # dots an inch of bitmaps
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def pictures(plates: Callable[[], Iterable[Plate]], sharp: bool = True) -> list[
     """What a function draws, drawn once in each scheme.
 
     Args:
-        sharp: as vector graphics; else as bitmaps, which are smaller where a page has very many.
+        sharp: as vector graphics, or fine bitmaps where these are smaller; else as bitmaps for a page that has very many.
     """
     drawn = {name: _drawn(name, plates, sharp) for name in ("light", "dark")}
     return [
@@ -52,7 +54,14 @@ def pictures(plates: Callable[[], Iterable[Plate]], sharp: bool = True) -> list[
 
 def _drawn(name: str, plates: Callable[[], Iterable[Plate]], sharp: bool) -> list[tuple[Plate, str]]:
     with scheme(name):
-        return [(plate, _vector(plate.figure) if sharp else _pixels(plate.figure)) for plate in plates()]
+        return [(plate, _data(plate.figure, sharp)) for plate in plates()]
+
+
+def _data(figure: Figure, sharp: bool) -> str:
+    if not sharp:
+        return _pixels(figure, _COARSE)
+    vector = _vector(figure)
+    return vector if len(vector) <= _LARGEST else _pixels(figure, _FINE)
 
 
 def _vector(figure: Figure) -> str:
@@ -64,9 +73,9 @@ def _vector(figure: Figure) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(text).decode()}"
 
 
-def _pixels(figure: Figure) -> str:
+def _pixels(figure: Figure, dpi: int) -> str:
     # WebP without loss: a third of a PNG's bytes, and lines keep their colours, which a palette mixes up
     buffer, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=dpi)
     Image.open(buffer).convert("RGB").save(small, format="webp", lossless=True)
     return f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"
