@@ -142,7 +142,8 @@ def _at(place: Path) -> Iterator[None]:
 
 
 def prepare() -> None:
-    """Import all that commands import, so that a forked process has it already."""
+    """Import all that commands import, so that a forked process has it already; and let none use the user's cache."""
+    os.environ["HOPINTERP_CACHE"] = "off"
     for module in pkgutil.walk_packages(hopinterp.__path__, "hopinterp."):
         importlib.import_module(module.name)
     importlib.import_module("torch._dynamo")  # which optimisers import

@@ -336,7 +336,12 @@ def _new(name: str) -> tuple[str, ...]:
 def _paths(rng: random.Random) -> Case:
     """A place to write that cannot be, or is something else."""
     path = rng.choice(_PATHS)
-    kind = rng.choice(("--plot", "--plot", "--report", "--out", "--out"))
+    kind = rng.choice(("--plot", "--plot", "--report", "--out", "--out", "--save", "--csv"))
+    if kind in ("--save", "--csv"):
+        name = rng.choice(("eval", "attention", "probe", "patch", "transplant", "decompile", "verify"))
+        words = (*_BASES[name], kind, path)
+        also = ("new",) if kind == "--save" else ("sparse", "x.pt")  # folders are made on the way; a file is replaced
+        return _case(words, f"path: {name} {kind} {path[:30]!r}", makes=(*_made_at(path, False), *also))
     if kind == "--out":
         name = rng.choice(("construct", "construct", "import", "train", "decompile"))
         words = (

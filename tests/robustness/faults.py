@@ -238,6 +238,7 @@ class Server:
         words = [sys.executable, "-m", "tests.robustness.faults"]
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         settings = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "CUDA_VISIBLE_DEVICES": ""}
+        settings["HOPINTERP_CACHE"] = "off"
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(words, cwd=ROOT, env=settings, start_new_session=True, **pipes)
 

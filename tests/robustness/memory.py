@@ -16,7 +16,7 @@ MANY = (*FEW[:-1], "2000")
 def peak(words: tuple[str, ...]) -> float:
     """Gigabytes that a command has at most, on one thread."""
     command = [sys.executable, "-c", "from hopinterp.cli import main; main()", *words]
-    settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOPINTERP_CACHE": "off"}
     process = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     assert status == 0
