@@ -30,6 +30,7 @@ from .judgement.verdict import verify as verify
 from .judgement.verdict import verify_all as verify_all
 from .models.fused import FusedTransformer as FusedTransformer
 from .models.gpt2 import import_gpt2 as import_gpt2
+from .models.hub import export as export
 from .models.spec import ModelSpec as ModelSpec
 from .models.store import load as load
 from .models.store import load_fused as load_fused

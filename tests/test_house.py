@@ -32,6 +32,7 @@ HOUSE = {
         "card",
         "subject",
         "store",
+        "hub",
     ),
     "engine": ("cached_run", "suffix", "sweeps", "per_position"),
     "theory": (
