@@ -49,10 +49,7 @@ from .training.config import TrainConfig as TrainConfig
 from .training.loop import resume as resume
 from .training.loop import train as train
 from .views import circuits as circuits
-from .views import graph as graph
-from .views import plots as plots
+from .views import plot as plot
 from .views import tables as tables
-from .views import trends as trends
-from .views.programs import derivation_tree as derivation_tree
-from .views.programs import hop_table as hop_table
 from .views.report import write_report as write_report
+from .views.show import show as show

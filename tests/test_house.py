@@ -109,6 +109,8 @@ HOUSE = {
         "programs",
         "plates",
         "verdicts",
+        "plot",
+        "show",
         "report",
     ),
     "cli": ("shared", "make", "train", "read", "intervene", "judge", "decompile", "__init__"),

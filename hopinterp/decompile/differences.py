@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from hopinterp.decompile.nodes import Jumps, summed
 from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.routes import Part, Route
-from hopinterp.shown import Row, as_html, plain
+from hopinterp.shown import Row, Shown
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Difference:
+class Difference(Shown):
     """Two programs side by side: of two models at one k, or of one model at two.
 
     Attributes:
@@ -51,15 +51,6 @@ class Difference:
         return (
             f"{same} of {heads} heads look at the same place; {shared} of {alone + shared + other} derivations are shared."
         )
-
-    def __str__(self) -> str:
-        return f"{plain(self.columns, self.rows)}\n\n{self.reading}"
-
-    def __repr__(self) -> str:
-        return f"<Difference: {self.reading}>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.columns, self.rows, self.reading)
 
 
 def diff(first: Decompiled, second: Decompiled) -> Difference:

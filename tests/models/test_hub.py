@@ -106,7 +106,7 @@ def test_what_the_authors_checkpoint_holds_comes_back(paper, tmp_path):
 def test_what_is_no_gpt2_is_not_written(saved, tmp_path, small_task):
     constructed = hi.Construction.of(small_task, 2, "lookup").fused
     store.save(tmp_path / "made", constructed, small_task, {"how": "by a test"})
-    with pytest.raises(HopInterpError, match="GPT-2 has .*; this model has not"):
+    with pytest.raises(HopInterpError, match=r"GPT-2 has .*; this model has not"):
         hub.export(tmp_path / "made", tmp_path / "out", layout="gpt2")
     biased, _ = hi.load_fused(saved)
     biased.parameters["unembed.b_U"] += 1

@@ -77,13 +77,14 @@ def test_the_weights_are_those_of_a_run_without(tmp_path, remotes):
     assert "wandb" not in cards[0].decode()
 
 
-def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+def test_a_run_of_an_earlier_version_goes_on():
     """Its config.json and its checkpoint know no such setting."""
     old = {name: value for name, value in TINY.to_dict().items() if name != "wandb"}
     assert TrainConfig.from_dict(old) == TINY
 
 
-def test_it_refuses_in_one_line(tmp_path, remotes, monkeypatch):
+@pytest.mark.usefixtures("remotes")
+def test_it_refuses_in_one_line(tmp_path, monkeypatch):
     def offline(**_given):
         raise sys.modules["wandb"].Error("no API key\nconfigured")
 
