@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 ANALYSES = Path(__file__).parents[1] / "analyses"
 NOTEBOOKS = sorted(ANALYSES.glob("*.ipynb"))
 WITH_AUTHORS_FILES = [path for path in NOTEBOOKS if "HOPINTERP_PAPER_DIR" in path.read_text(encoding="utf-8")]
-QUICK = {"HOPINTERP_SEQUENCES": "12", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+QUICK = {"HOPINTERP_SEQUENCES": "12", "HOPINTERP_QUICK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 _KILOBYTE = 1000
 
 

@@ -19,9 +19,15 @@ from hopinterp.views.trends import dynamics as dynamics
 __all__ = ["align", "decompile", "dynamics", "evaluate", "patch", "probe", "transplant", "verify", "write"]
 
 
-def evaluate(found: xr.Dataset | Mapping[str, xr.Dataset], title: str = "") -> Figure:
-    """err_k against k: of one model, or of several by name, a line each."""
-    return plots.error_curve(found, title) if isinstance(found, xr.Dataset) else trends.threshold(found, title=title)
+def evaluate(
+    found: xr.Dataset | Mapping[str, xr.Dataset], published: trends.Published | None = None, title: str = ""
+) -> Figure:
+    """err_k against k: of one model, or of several by name, a line each.
+
+    Args:
+        published: errors that others measured, by name and k, to stand beside those of several models.
+    """
+    return plots.error_curve(found, title) if isinstance(found, xr.Dataset) else trends.threshold(found, published, title)
 
 
 def align(found: xr.Dataset, hops: int | None = None, title: str = "") -> Figure:

@@ -58,7 +58,7 @@ def test_several_results_beside_each_other(found, made, small_task, program):
     with pytest.raises(HopInterpError, match="hops is 4; measured were 2, 3"):
         hi.plot.align(several, 4)
     with pytest.raises(HopInterpError, match="of heads there is a table"):
-        hi.plot.transplant(hi.transplant(made.fused, small_task, 3, heads=True, sequences=4))
+        hi.plot.transplant(found["transplant"].expand_dims("head"))
 
 
 def test_a_verdicts_circuit_and_a_survey(made, small_task):
