@@ -106,6 +106,7 @@ def test_help_names_every_command(run, monkeypatch):
     commands = {
         "models": "List the models that can be named.",
         "import": "Import a Hugging Face GPT-2 checkpoint of the task, exactly.",
+        "export": "Write a model as the Hugging Face Hub keeps them, to share it",
         "construct": "Write a model whose weights are set by hand",
         "train": "Train a model of the task, or go on with a run that was interrupted.",
         "eval": "err_k: the share of answers that are wrong, for each k.",
