@@ -356,8 +356,8 @@ def _from_disk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 def config_of(source: object) -> Any:
     """What a module's config holds, or the config.json in a directory or beside a file; None where there is none."""
     if isinstance(source, nn.Module):
-        config = getattr(source, "config", None)
-        return config.to_dict() if hasattr(config, "to_dict") else None
+        said = getattr(getattr(source, "config", None), "to_dict", None)
+        return None if said is None else said()
     if not isinstance(source, str | Path):
         return None
     path = Path(source)

@@ -31,7 +31,12 @@ class Remote:
 def remotes(monkeypatch):
     """Every run that was begun at Weights & Biases."""
     wandb, begun = pytest.importorskip("wandb"), []
-    monkeypatch.setattr(wandb, "init", lambda **given: begun.append(Remote(**given)) or begun[-1])
+
+    def begin(**given):
+        begun.append(Remote(**given))
+        return begun[-1]
+
+    monkeypatch.setattr(wandb, "init", begin)
     return begun
 
 
