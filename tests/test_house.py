@@ -100,6 +100,7 @@ HOUSE = {
     "judgement": ("readings", "laws", "rules", "comparison", "records", "verdict"),
     "views": (
         "style",
+        "axes",
         "plots",
         "tables",
         "statements",

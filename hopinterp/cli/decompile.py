@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopinterp.cli.shared import Json, Model, Plot, Seed, app, hop_range, open_model, print_json, whole, working
+from hopinterp.cli.shared import Dpi, Json, Model, Plot, Seed, app, hop_range, open_model, print_json, whole, working
 from hopinterp.errors import HopInterpError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def decompile(
     ] = False,
     seed: Seed = 0,
     plot: Plot = None,
+    dpi: Dpi = 150,
     out: Annotated[Path | None, typer.Option(help="Also save what was found to this directory.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +46,7 @@ def decompile(
     if plot is not None:
         from hopinterp.views import plots, programs
 
-        plots.write(programs.figure(found), plot)
+        plots.write(programs.figure(found), plot, dpi)
     if out is not None:
         found.save(out)
     if as_json:

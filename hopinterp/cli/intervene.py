@@ -8,6 +8,7 @@ import typer
 
 from hopinterp.cli.shared import (
     Device,
+    Dpi,
     Hops,
     Json,
     Layer,
@@ -52,6 +53,7 @@ def patch(
     seed: Seed = 0,
     device: Device = "auto",
     plot: Plot = None,
+    dpi: Dpi = 150,
     as_json: Json = False,
 ) -> None:
     """Activation patching: where, at each block, the information is that the answer needs."""
@@ -72,7 +74,7 @@ def patch(
             sequences=sequences, seed=seed, memory=memory * 2**20, report=report,
         )  # fmt: skip
     title = f"{subject.name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"
-    draw(plot, "light_cone" if by == "chain" else "patch_heatmap", found, metric=metric, title=title)
+    draw(plot, dpi, "light_cone" if by == "chain" else "patch_heatmap", found, metric=metric, title=title)
     if as_json:
         print_json(tables.patch_json(found, metric))
     else:
@@ -96,6 +98,7 @@ def transplant(
     seed: Seed = 0,
     device: Device = "auto",
     plot: Plot = None,
+    dpi: Dpi = 150,
     as_json: Json = False,
 ) -> None:
     """Interchange interventions: what each block's output stands for, "r hops done" or nothing of the kind."""
@@ -110,7 +113,7 @@ def transplant(
             subject, task, hops, layer, heads=heads, match=match, next_agrees=next_agrees,
             sequences=sequences, seed=seed, report=report,
         )  # fmt: skip
-    draw(plot, "iia_by_r", found, title=f"{subject.name}, k = {hops}: what a block's output stands for")
+    draw(plot, dpi, "iia_by_r", found, title=f"{subject.name}, k = {hops}: what a block's output stands for")
     if as_json:
         print_json(tables.transplant_json(found))
     else:

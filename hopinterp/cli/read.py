@@ -8,6 +8,7 @@ import typer
 
 from hopinterp.cli.shared import (
     Device,
+    Dpi,
     Hops,
     Json,
     Layer,
@@ -40,6 +41,7 @@ def eval_(
     ] = 0.0,
     device: Device = "auto",
     plot: Plot = None,
+    dpi: Dpi = 150,
     as_json: Json = False,
 ) -> None:
     """err_k: the share of answers that are wrong, for each k."""
@@ -50,7 +52,7 @@ def eval_(
     with working("answering") as report:
         ks = hop_range(hops, task.max_hops)
         found = evaluate(subject, task, ks, sequences, seed, dropout, report=report, distinct=distinct)
-    draw(plot, "error_curve", found, title=f"{subject.name}: err_k")
+    draw(plot, dpi, "error_curve", found, title=f"{subject.name}: err_k")
     if as_json:
         print_json(tables.errors_json(found))
     else:
@@ -65,6 +67,7 @@ def attention(
     seed: Seed = 0,
     device: Device = "auto",
     plot: Plot = None,
+    dpi: Dpi = 150,
     as_json: Json = False,
 ) -> None:
     """Which find^j each head attends to."""
@@ -74,7 +77,7 @@ def attention(
     subject, task = open_model(model, device, plot)
     with working("reading attention patterns") as report:
         found = align(subject, task, hops, sequences, seed, report=report)
-    draw(plot, "alignment_heatmap", found, k=hops, title=f"{subject.name}: alignment with find^j (cosine), k = {hops}")
+    draw(plot, dpi, "alignment_heatmap", found, k=hops, title=f"{subject.name}: alignment with find^j (cosine), k = {hops}")
     one = found.sel(hops=hops)
     if as_json:
         print_json(tables.attention_json(one, hops))
@@ -94,6 +97,7 @@ def probe(
     seed: Seed = 0,
     device: Device = "auto",
     plot: Plot = None,
+    dpi: Dpi = 150,
     as_json: Json = False,
 ) -> None:
     """Which hops can be read off each block's output, linearly."""
@@ -110,7 +114,7 @@ def probe(
             train_sequences=train_sequences, sequences=sequences, seed=seed, report=report,
         )  # fmt: skip
     title = f"{subject.name}, k = {hops}: {target} at find^j(i), read from block ℓ"
-    draw(plot, "probe_staircase", found, title=title)
+    draw(plot, dpi, "probe_staircase", found, title=title)
     if as_json:
         print_json(tables.probe_json(found))
     else:

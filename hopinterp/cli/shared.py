@@ -83,6 +83,7 @@ Hops = Annotated[int, whole("k, the hop count the model is asked for.")]
 Layer = Annotated[int | None, whole("One block, counted from 0; every block by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Plot = Annotated[Path | None, typer.Option(help="Also draw the figure into this file (.png, .svg, .pdf).")]
+Dpi = Annotated[int, whole("Dots an inch of the figure, if its format has dots.", 20, 1200)]
 Seed = Annotated[int, whole("Seed of every random choice.", 0, 2**32 - 1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
@@ -140,15 +141,15 @@ def open_model(model: str, device: str, plot: Path | None = None) -> tuple[Subje
     return Subject.of(network, task, name=Path(model).resolve().name), task
 
 
-def draw(path: Path | None, kind: str, found: xr.Dataset, **settings: Any) -> None:
+def draw(path: Path | None, dpi: int, kind: str, found: xr.Dataset, **settings: Any) -> None:
     """Draw a figure of views/plots.py into the file that `--plot` names, if it does."""
     if path is None:
         return
-    from hopinterp.views import plots
+    from hopinterp.views import plots, style
 
     if "title" in settings:
-        settings["title"] = settings["title"].replace("$", r"\$")  # no formula
-    plots.write(getattr(plots, kind)(found, **settings), path)
+        settings["title"] = style.words(settings["title"])
+    plots.write(getattr(plots, kind)(found, **settings), path, dpi)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -44,7 +44,13 @@ class Growth:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.by} {self.layers[0]}→{self.layers[1]}: {self.ratio:.2g} ({self.low:.2g} to {self.high:.2g})"
+        return f"{self.by} {self.layers[0]}→{self.layers[1]}: {self.figures}"
+
+    @property
+    def figures(self) -> str:
+        """The ratio; with its interval, where more than one R is possible."""
+        ratio, low, high = (f"{value:.2g}" for value in (self.ratio, self.low, self.high))
+        return ratio if low == high else f"{ratio} ({low} to {high})"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import xarray as xr
 from matplotlib.axes import Axes
@@ -13,16 +14,16 @@ from matplotlib.lines import Line2D
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.kinds import ATTENDED
+from hopinterp.evidence.patching.effects import in_part
 from hopinterp.task import HopTask
 from hopinterp.theory.causal import CausalModel
 from hopinterp.theory.hypotheses import exact, named
-from hopinterp.views.style import INKS, style
+from hopinterp.views.style import current, style
 
 Column = int | str
 """Where a head looks: j of find^j(i), or a place that is on no chain."""
 
 _SIDE = ("previous", "k", "letter", "none")
-_SEEN, _FAINT = INKS[6], "0.72"
 _BOX, _ROW = 0.17, 0.55  # inches: from box to box in a stack, and a block of the theory's panels
 
 
@@ -34,6 +35,7 @@ class Circuit:
         n_layers: blocks.
         moves: (layer, column) → labels of the heads that look there.
         at, before: layer → chain positions j where the block's output matters for the answer: at find^j(i), or one before.
+        partly: likewise, at find^j(i), where it matters in part.
         notes: layer → what else is known of the block.
     """
 
@@ -41,6 +43,7 @@ class Circuit:
     moves: Mapping[tuple[int, Column], list[str]]
     at: Mapping[int, frozenset[int]] = field(default_factory=dict)
     before: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    partly: Mapping[int, frozenset[int]] = field(default_factory=dict)
     notes: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -61,7 +64,7 @@ class Circuit:
                     moves[layer, column].append(f"{layer}.{head}")
         at, before = ({layer: model.light_cone(layer, offset) for layer in (-1, *layers)} for offset in (0, -1))
         notes = {layer: f"R = {model.resolved(layer)}" for layer in layers}
-        return cls(model.n_layers, moves, at, before, notes)
+        return cls(model.n_layers, moves, at, before, notes=notes)
 
     @classmethod
     def seen(
@@ -82,9 +85,9 @@ class Circuit:
                 label = f"{layer}.{head}" + _carries(transplants, layer, head)
                 for column in _looks(unit, least):
                     moves[layer, column].append(label)
-        at, before = (_places(cone, where) for where in ("at", "before"))
+        at, before, partly = _places(cone, "at"), _places(cone, "before"), _places(cone, "at", partly=True)
         notes = {layer: _note(layer, probes, transplants) for layer in one.layer.values.tolist()}
-        return cls(one.sizes["layer"], moves, at, before, notes)
+        return cls(one.sizes["layer"], moves, at, before, partly, notes)
 
 
 def circuit_graph(
@@ -99,9 +102,10 @@ def circuit_graph(
 ) -> Figure:
     """The circuit along the chain of i: a box is a head (block.head), its column the hop that it brings to i.
 
-    A dot is a place that the answer depends on: the output of the block at find^j(i), hollow where it is the position
-    before. Bold wires end at i; grey ones are the same heads at the other positions that matter. Below, the same picture
-    of the model that each hypothesis with a program constructs (exact; the first blocks, where they are deeper).
+    A dot is a place that the answer depends on: the output of the block at find^j(i), half filled where in part, hollow
+    where it is the position before. A diamond: a head reads there, but the answer depends on no such place alone, for
+    other ways do the same. Bold wires end at i; thin ones are the same heads at the other positions that matter. Below, the
+    same picture of the model that each hypothesis with a program constructs (exact; the first blocks, if they are deeper).
 
     Args:
         attention: what `align` returned; `hops`, the k of it that is drawn. A head stands at every find^j with which its
@@ -127,12 +131,12 @@ def circuit_graph(
         heights = [row * seen.n_layers + 0.9, _ROW * seen.n_layers + 0.9]
         figure = Figure(figsize=(width, sum(heights)))
         panels = figure.subplot_mosaic([["seen"] * len(built), list(built)], height_ratios=heights)
-        _draw(panels["seen"], seen, hops, seen.n_layers, _SEEN, row, tight=False)
+        _draw(panels["seen"], seen, hops, seen.n_layers, current().text, row, tight=False)
         panels["seen"].set_title(title or f"seen, k = {hops}")
         for name, circuit in theory.items():
-            _draw(panels[name], circuit, hops, seen.n_layers, built[name].ink, _ROW, tight=True)
+            _draw(panels[name], circuit, hops, seen.n_layers, current().ink(built[name].ink), _ROW, tight=True)
             deeper = f" (has {circuit.n_layers} blocks)" if circuit.n_layers > seen.n_layers else ""
-            panels[name].set_title(name + deeper, color=built[name].ink)
+            panels[name].set_title(name + deeper, color=current().ink(built[name].ink))
         for name in ("seen", next(iter(built))):
             panels[name].set_ylabel("output of block")
         _explain(figure)
@@ -140,16 +144,32 @@ def circuit_graph(
 
 
 def _explain(figure: Figure) -> None:
-    def mark(face: str, shape: str = "o", size: float = 4.0) -> Line2D:
-        return Line2D([], [], ls="", marker=shape, ms=size, mfc=face, mec=_SEEN, mew=0.8)
+    ink = current().text
+
+    def mark(name: str) -> Line2D:
+        return Line2D([], [], ls="", **_mark(name, ink, 4.0))
 
     words = {
-        "where the answer at i hangs on the block's output": mark(_SEEN),
-        "the same, one position before": mark("white"),
-        "a head (block.head), where it looks": mark("white", "s", 7.0),
-        "what they do at other positions": Line2D([], [], color=_FAINT, lw=0.8),
+        "the answer at i hangs on the block's output here": mark("at"),
+        "it does in part": mark("partly"),
+        "it hangs on the position before": mark("before"),
+        "read here, but no single place is needed": mark("read"),
+        "a head (block.head), where it looks": Line2D(
+            [], [], ls="", marker="s", ms=7, mfc=current().ground, mec=ink, mew=0.8
+        ),
+        "what heads do at other positions": Line2D([], [], color=current().quiet, lw=0.8),
     }
-    figure.legend(words.values(), words.keys(), loc="outside lower center", ncols=2, fontsize=7.5)
+    figure.legend(words.values(), words.keys(), loc="outside lower center", ncols=3, fontsize=7.5)
+
+
+def _mark(name: str, ink: str, size: float) -> dict[str, Any]:
+    """How a place on the output of a block is drawn, by what the answer has to do with it."""
+    look: dict[str, Any] = {"marker": "o", "ms": size, "mec": ink, "mew": 0.8, "mfc": ink}
+    if name == "partly":
+        return look | {"fillstyle": "left", "mfcalt": current().ground}
+    if name == "read":
+        return look | {"marker": "D", "ms": 0.8 * size, "mfc": current().ground}
+    return look | ({"mfc": current().ground} if name == "before" else {})
 
 
 def _draw(axes: Axes, circuit: Circuit, hops: int, n_layers: int, ink: str, row: float, tight: bool) -> None:
@@ -161,21 +181,27 @@ def _draw(axes: Axes, circuit: Circuit, hops: int, n_layers: int, ink: str, row:
     place |= {column: place[0] + apart * (n + 1.2) for n, column in enumerate(side)}
     small, step = tight and len(columns) > 12, _BOX / row
     for j in range(hops + 1):
-        axes.axvline(place[j], color="0.93", lw=0.8, zorder=0)
+        axes.axvline(place[j], color=current().grid, lw=0.8, zorder=0)
     for (layer, column), heads in circuit.moves.items():
         if isinstance(column, int) and column:
             _wires(axes, circuit, layer, column, place, ink)
         for n, label in enumerate(heads):
             y = layer - 0.5 + step * (n - (len(heads) - 1) / 2)
-            box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": ink if column != "none" else _FAINT, "lw": 0.8}
+            box = {
+                "boxstyle": "round,pad=0.2",
+                "fc": current().ground,
+                "ec": ink if column != "none" else current().quiet,
+                "lw": 0.8,
+            }
             axes.text(place[column], y, label, ha="center", va="center", fontsize=4.5 if small else 6, bbox=box, zorder=4)
-    for places, fill in ((circuit.before, "white"), (circuit.at, ink)):
-        for layer, chain in places.items():
-            xs = [place[j] - (0.28 if fill == "white" else 0) for j in sorted(chain) if j in place]
-            axes.plot(xs, [layer] * len(xs), "o", ms=3 if small else 4, mfc=fill, mec=ink, mew=0.8, ls="", zorder=3)
+    places = {"before": circuit.before, "partly": circuit.partly, "at": circuit.at, "read": _read(circuit)}
+    for name, marked in places.items():
+        for layer, chain in marked.items():
+            xs = [place[j] - (0.28 if name == "before" else 0) for j in sorted(chain) if j in place]
+            axes.plot(xs, [layer] * len(xs), ls="", zorder=3, **_mark(name, ink, 3 if small else 4))
     for layer, note in circuit.notes.items():
         axes.annotate(note, (1.01, layer), xycoords=("axes fraction", "data"), fontsize=6.5, va="center", color=ink)
-    axes.set(xlim=(-0.7, max(place.values()) + 0.7), ylim=(-1.3, n_layers - 0.7))
+    axes.set(xlim=(-1.0, max(place.values()) + 0.7), ylim=(-1.3, n_layers - 0.7))
     names = ["i" if column == 0 else str(column) for column in columns]
     axes.set_xticks(list(place.values()), names, fontsize=5.5 if small else 7)
     for tick in axes.get_xticklabels()[len(columns) - len(side) :]:
@@ -185,12 +211,25 @@ def _draw(axes: Axes, circuit: Circuit, hops: int, n_layers: int, ink: str, row:
     axes.set_xlabel("j of find$^j$(i), in text order", fontsize=8)
 
 
+def _read(circuit: Circuit) -> dict[int, frozenset[int]]:
+    """Where wires to i begin, on the output of the block before, at no place that the answer hangs on."""
+    read: dict[int, frozenset[int]] = {}
+    for layer, column in circuit.moves:
+        if isinstance(column, int) and column and layer:
+            read[layer - 1] = read.get(layer - 1, frozenset()) | {column}
+    known = (circuit.at, circuit.partly)
+    return {layer: chain.difference(*(one.get(layer, frozenset()) for one in known)) for layer, chain in read.items()}
+
+
 def _wires(axes: Axes, circuit: Circuit, layer: int, hop: int, place: Mapping[Column, float], ink: str) -> None:
     """From find^hop(i) through the box to i; and the same move wherever both of its ends matter."""
     axes.plot([place[hop]] * 2 + [place[0]], [layer - 1, layer - 0.5, layer], color=ink, lw=1.3, zorder=2)
-    for u in circuit.at.get(layer, frozenset()) - {0}:
-        if u + hop in circuit.at.get(layer - 1, frozenset()):
-            axes.plot([place[u + hop]] * 2 + [place[u]], [layer - 1, layer - 0.5, layer], color=_FAINT, lw=0.8, zorder=1)
+    to, start = (circuit.at.get(one, frozenset()) | circuit.partly.get(one, frozenset()) for one in (layer, layer - 1))
+    for u in to - {0}:
+        if u + hop in start:
+            axes.plot(
+                [place[u + hop]] * 2 + [place[u]], [layer - 1, layer - 0.5, layer], color=current().quiet, lw=0.8, zorder=1
+            )
 
 
 def _looks(unit: xr.Dataset, least: float) -> list[Column]:
@@ -207,10 +246,10 @@ def _carries(transplants: xr.Dataset | None, layer: int, head: int) -> str:
     return f" {str(unit.best_family.values)[0]} {int(unit.best)}" if int(unit.best) >= 0 else ""
 
 
-def _places(cone: xr.Dataset | None, where: str) -> dict[int, frozenset[int]]:
+def _places(cone: xr.Dataset | None, where: str, partly: bool = False) -> dict[int, frozenset[int]]:
     if cone is None:
         return {}
-    matters = cone.matters.sel(metric="probability", where=where)
+    matters = (in_part(cone) if partly else cone.matters).sel(metric="probability", where=where)
     matters = matters.any("head") if "head" in matters.dims else matters
     return {
         layer: frozenset(matters.hop.values[matters.sel(layer=layer).values].tolist())

@@ -47,7 +47,7 @@ def transplant_plates(found: Evidence, hops: int) -> Iterator[Plate]:
     """What each block's output stands for."""
     del hops
     caption = "How often the answer, once a block's output at i is another sequence's, is what \"r hops done\" predicts."
-    caption += " Ringed: what the block stands for."
+    caption += " Blocks go up the page. Ringed: what the block stands for; upright lines: R(ℓ) of each hypothesis."
     swaps = found["transplant"]
     shows = _last_line(tables.transplant_reading(swaps))
     yield Plate("What each block's output stands for", plots.iia_by_r(swaps), shows, caption)
@@ -56,8 +56,9 @@ def transplant_plates(found: Evidence, hops: int) -> Iterator[Plate]:
 def probe_plates(found: Evidence, hops: int) -> Iterator[Plate]:
     """What can be read off each block."""
     del hops
-    caption = "Held-out accuracy of linear probes for the letter of every hop. Boxed: held, well above every cheaper"
-    caption += " explanation. Lines: R(ℓ) of each hypothesis."
+    caption = "Held-out accuracy of linear probes for the letter of every hop. Framed: held, the lower end of the accuracy's"
+    caption += " 95% interval lies above the bar below, which leaves every cheaper explanation behind. Lines: R(ℓ) of each"
+    caption += " hypothesis."
     shows = _last_line(tables.probe_reading(found["probe"]))
     yield Plate("What can be read off each block", plots.probe_staircase(found["probe"]), shows, caption)
 
@@ -66,8 +67,10 @@ def patch_plates(found: Evidence, hops: int) -> Iterator[Plate]:
     """What the answer still needs."""
     del hops
     cone = found["patch"]
-    caption = "How much the answer at i suffers when a block's output on the chain is another sequence's. Boxed: it"
-    caption += f" matters, the interval lies above {cone.attrs['bar']:.2f}."
+    caption = "How much the answer at i suffers when a block's output on the chain is another sequence's. Framed: it"
+    caption += (
+        f" matters, the interval lies above {cone.attrs['bar']:.2f}; dashed: it does in part, more than off the chain."
+    )
     shows = _last_line(tables.patch_reading(cone, _METRIC))
     yield Plate("The light cone: what the answer still needs", plots.light_cone(cone, _METRIC), shows, caption)
 
@@ -85,7 +88,10 @@ def attention_plates(found: Evidence, hops: int) -> Iterator[Plate]:
         least=least,
     )
     caption = "A box is a head (block.head), its column the hop that it brings to i: where its cosine with find^j is at"
-    caption += f" least {least:g}. A dot: the answer at i hangs on the block's output there. Below, the constructed models."
+    caption += (
+        f" least {least:g}. A dot: the answer at i hangs on the block's output there, half filled: in part. A diamond: a"
+    )
+    caption += " head reads there, and other ways do the same. Below, the constructed models."
     yield Plate("Which head moves which hop", circuit, shows, caption)
     caption = "Mean cosine of each head's pattern with the 0/1 matrix of find^j (the paper's Figures 12 and 13, layers"
     caption += " counted from 0)."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -12,25 +14,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
-from matplotlib.patheffects import withStroke
 
 from hopinterp.decompile.decompilation import Decompilation
 from hopinterp.decompile.nodes import START, Node, Place, derivations, summed
 from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.routes import Route
 from hopinterp.errors import HopInterpError
-from hopinterp.views.style import INKS, style
+from hopinterp.views.axes import over
+from hopinterp.views.style import INKS, LINES, current, style, words
 from hopinterp.views.trends import hop_bar, hop_colours
 
 Point = tuple[float, float]
-Dashes = str | tuple[float, tuple[float, ...]]
 
 _COLUMN, _WIDEST = 0.62, 8.2  # inches: between chain positions, and for all of them
 _BOX, _GAP = 0.27, 0.28  # inches: of a head in a stack, between blocks
 _STRAND = 0.045  # inches between derivations that share a jump
-_DASHES: tuple[Dashes, ...] = ("-", (0, (4, 1.3)), (0, (1.2, 1)), (0, (5, 1.2, 1.2, 1.2)))
-_ASIDE = "0.6"
-_HALO = [withStroke(linewidth=2.2, foreground="white")]
 
 
 def figure(found: Decompiled | Decompilation, title: str = "") -> Figure:
@@ -58,7 +56,7 @@ def derivation_tree(found: Decompiled, title: str = "") -> Figure:
         _grid(axes, found, layout)
         _strands(axes, found, layout)
         _boxes(axes, found, layout)
-        axes.set_title(title or f"{found.name} adds up {found.hops} hops {_times(len(found.derivations))}")
+        axes.set_title(title or f"{words(found.name)} adds up {found.hops} hops {_times(len(found.derivations))}")
         _legend(drawn, found)
         return drawn
 
@@ -121,7 +119,7 @@ def _x(place: Place, furthest: int, column: float) -> float:
 def _grid(axes: Axes, found: Decompiled, layout: _Layout) -> None:
     """Columns named by chain position, blocks with what they reach."""
     for j in range(layout.hops + 1):
-        axes.axvline(layout.x(Place(j)), color="0.93", lw=0.8, zorder=0)
+        axes.axvline(layout.x(Place(j)), color=current().grid, lw=0.8, zorder=0)
     ticks = range(layout.hops + 1)
     axes.set_xticks([layout.x(Place(j)) for j in ticks], ["i", *map(str, ticks[1:])], fontsize=8)
     blocks = range(found.tree.n_layers)
@@ -130,10 +128,12 @@ def _grid(axes: Axes, found: Decompiled, layout: _Layout) -> None:
     right = layout.width + 0.75
     for layer, (low, high) in layout.bands.items():
         if layer % 2 == 0:
-            axes.axhspan(low, high, color="0.965", lw=0, zorder=-1)
+            axes.axhspan(low, high, color=current().band, lw=0, zorder=-1)
         axes.text(right, middle[layer], found.reach_words[layer], fontsize=9, va="center", ha="center")
     top = layout.bands[blocks[-1]][1]
-    axes.text(right, top + 0.06, "hops\nreached", fontsize=7.5, va="bottom", ha="center", color="0.35", linespacing=0.95)
+    axes.text(
+        right, top + 0.06, "hops\nreached", fontsize=7.5, va="bottom", ha="center", color=current().quiet, linespacing=0.95
+    )
     axes.set(xlim=(-0.4, right + 0.35), ylim=(-0.3, top + 0.4))
     axes.set_xlabel("j of find$^j$(i), in text order", fontsize=8)
     axes.tick_params(length=0)
@@ -144,18 +144,14 @@ def _grid(axes: Axes, found: Decompiled, layout: _Layout) -> None:
 def _strands(axes: Axes, found: Decompiled, layout: _Layout) -> None:
     """Every derivation in its own ink; those that leave one head, or come to one, run side by side. In grey, the jumps of
     heads on no derivation."""
-    paths = derivations(found.tree.nodes, found.hops)
-    steps: list[tuple[int, Node, Node | None]] = []
-    for number, jumps in enumerate(found.derivations):
-        pairs = {pair for path in paths[jumps] for pair in zip(path, (*path[1:], None), strict=True)}
-        steps += [(number, *pair) for pair in sorted(pairs, key=str)]
+    steps = _steps(found)
     for node in found.tree.nodes - {node for _, node, _ in steps}:
         if node.target is not None:
             below: list[Node | None] = [
                 one for one in found.tree.nodes if one.place == node.target and one.layer < node.layer
             ]
             for source in below or [None]:
-                _arc(axes, _source(layout, node, source), layout.at[node], (0.0, 0.0), _ASIDE, ":")
+                _arc(axes, _source(layout, node, source), layout.at[node], (0.0, 0.0), current().quiet, ":", 0.9)
     starts = [_source(layout, node, source) for _, node, source in steps]
     for index, (number, node, _) in enumerate(steps):
         leaving = [one for one, start in zip(steps, starts, strict=True) if start == starts[index]]
@@ -163,7 +159,17 @@ def _strands(axes: Axes, found: Decompiled, layout: _Layout) -> None:
         aside = (_slot(leaving, steps[index]), _slot(coming, steps[index]))
         _arc(axes, starts[index], layout.at[node], aside, *_look(number))
     letters = {start for start in starts if start[1] == 0}
-    axes.plot([x for x, _ in letters], [0] * len(letters), "o", ms=3.5, color="0.4", zorder=3)
+    axes.plot([x for x, _ in letters], [0] * len(letters), "o", ms=3.5, color=current().quiet, zorder=3)
+
+
+def _steps(found: Decompiled) -> list[tuple[int, Node, Node | None]]:
+    """Of every derivation, by number, each jump: the node and the one that it reads, None for the letter."""
+    paths = derivations(found.tree.nodes, found.hops)
+    steps: list[tuple[int, Node, Node | None]] = []
+    for number, jumps in enumerate(found.derivations):
+        pairs = {pair for path in paths[jumps] for pair in zip(path, (*path[1:], None), strict=True)}
+        steps += [(number, *pair) for pair in sorted(pairs, key=str)]
+    return steps
 
 
 def _slot(strands: list[tuple[int, Node, Node | None]], one: tuple[int, Node, Node | None]) -> float:
@@ -171,9 +177,9 @@ def _slot(strands: list[tuple[int, Node, Node | None]], one: tuple[int, Node, No
     return (strands.index(one) - (len(strands) - 1) / 2) * _STRAND
 
 
-def _look(number: int) -> tuple[str, Dashes]:
-    """Ink and dashes of a derivation."""
-    return INKS[number % len(INKS)], _DASHES[(number // len(INKS)) % len(_DASHES)]
+def _look(number: int) -> tuple[str, Any]:
+    """Ink and dashes of a derivation; by both, so that a print in grey tells them apart."""
+    return current().ink(INKS[number % len(INKS)]), LINES[number % len(LINES)]
 
 
 def _source(layout: _Layout, node: Node, source: Node | None) -> Point:
@@ -184,7 +190,7 @@ def _source(layout: _Layout, node: Node, source: Node | None) -> Point:
     return layout.x(node.target), 0.0
 
 
-def _arc(axes: Axes, start: Point, end: Point, aside: Point, ink: str, dashes: Dashes) -> None:
+def _arc(axes: Axes, start: Point, end: Point, aside: Point, ink: str, dashes: Any, width: float = 1.5) -> None:
     """Up from where it reads, then over to the head; `aside`: how far beside both ends."""
     (x0, y0), (x1, y1) = start, end
     if abs(x1 - x0) < 0.05:
@@ -194,32 +200,24 @@ def _arc(axes: Axes, start: Point, end: Point, aside: Point, ink: str, dashes: D
         bend = y0 + 0.35 * (y1 - y0)
         points = [(x0 + aside[0], y0), (x0 + aside[0], bend), (x0 + aside[0], y1 - aside[1]), (x1, y1 - aside[1])]
         codes = [Path.MOVETO, *[Path.CURVE4] * 3]
-    axes.add_patch(PathPatch(Path(points, codes), fc="none", ec=ink, lw=1.5, ls=dashes, zorder=2, capstyle="butt"))
+    axes.add_patch(PathPatch(Path(points, codes), fc="none", ec=ink, lw=width, ls=dashes, zorder=2, capstyle="butt"))
 
 
 def _boxes(axes: Axes, found: Decompiled, layout: _Layout) -> None:
-    """Each head by block.head, with how far it jumps."""
+    """Each head by block.head, with how far it jumps above the strands that come to it."""
     carrying = {effect.node for effect in found.tree.carrying}
+    ways = Counter(step[1] for step in _steps(found))
     for node, (x, y) in layout.at.items():
-        ink = "black" if node in carrying else "0.45"
-        box = {"boxstyle": "round,pad=0.22", "fc": "white", "ec": ink, "lw": 0.9}
+        ink = current().text if node in carrying else current().quiet
+        box = {"boxstyle": "round,pad=0.22", "fc": current().ground, "ec": ink, "lw": 0.9}
         axes.text(x, y, f"{node.layer}.{node.head}", ha="center", va="center", fontsize=7.5, bbox=box, zorder=4, color=ink)
         if node.target is not None and node.target != node.place:
-            words = f"{node.jump:+d}".replace("-", "−")
-            axes.annotate(
-                words,
-                (x, y),
-                xytext=(-13, 1),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                fontsize=6.5,
-                color=ink,
-                path_effects=_HALO,
-                zorder=5,
-            )
+            jump, above = f"{node.jump:+d}".replace("-", "−"), _STRAND * (max(ways[node], 1) - 1) / 2
+            place: dict[str, Any] = {"xytext": (-12, 1.5), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+            rim = current().rim(1.5)
+            axes.annotate(jump, (x, y + above), fontsize=6.5, color=ink, path_effects=rim, zorder=5, **place)
     letter, top = layout.x(Place(found.hops)), max(y for x, y in layout.at.values() if x == layout.x(START))
-    axes.plot(letter, 0, "o", ms=6, mfc="black", mec="black", zorder=4)
+    axes.plot(letter, 0, "o", ms=6, color=current().text, zorder=4)
     axes.annotate("the answer's letter", (letter, 0), (8, -8), textcoords="offset points", fontsize=7.5, va="center")
     axes.annotate(
         "answer",
@@ -228,7 +226,7 @@ def _boxes(axes: Axes, found: Decompiled, layout: _Layout) -> None:
         textcoords="offset points",
         fontsize=7.5,
         ha="center",
-        arrowprops={"arrowstyle": "<-", "lw": 0.9, "shrinkA": 0, "shrinkB": 1},
+        arrowprops={"arrowstyle": "<-", "color": current().text, "lw": 0.9, "shrinkA": 0, "shrinkB": 1},
     )
 
 
@@ -238,20 +236,20 @@ def _legend(drawn: Figure, found: Decompiled) -> None:
         ink, dashes = _look(number)
         lines[f"{found.hops} = {summed(jumps)}"] = Line2D([], [], color=ink, ls=dashes, lw=1.8)
     if found.tree.aside:
-        lines["tells what the answer is not"] = Line2D([], [], color=_ASIDE, ls=":", lw=1.5)
+        lines["tells what the answer is not"] = Line2D([], [], color=current().quiet, ls=":", lw=0.9)
     drawn.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8, handlelength=2.6)
 
 
 # -- many k -----------------------------------------------------------------------------------------------------------
 
-_WORDS = "framed: carries the answer   j′: one before find$^j$(i)   p: previous token   i: itself   ·: by position alone"
 _SHORT = {"content-free": "·", "self": "i", "first": "k", "same letter": "="}
+_MEANS = {"·": "by position alone", "i": "itself", "k": "the hop token", "=": "the same letter", "p": "previous token"}
 
 
 def hop_table(found: Decompilation, title: str = "") -> Figure:
-    """The hop that every head (rows, by layer) looks back at every k (columns), tested by intervention: above, the error
-    with all patterns of all heads replaced by these rules at once, beside the model's own and with the rules shuffled. The
-    paper's Figures 14 and 15, layers counted from 0. Framed: heads that carry the answer.
+    """The hop that every head (rows, by block up the page) looks back at every k (columns), tested by intervention: above,
+    the error with all patterns of all heads replaced by these rules at once, beside the model's own and with the rules
+    shuffled. The paper's Figures 14 and 15, layers counted from 0. Framed: heads that carry the answer.
 
     Raises:
         HopInterpError: no k was solved.
@@ -273,9 +271,9 @@ def hop_table(found: Decompilation, title: str = "") -> Figure:
                 _cell(axes, (column, row), one.routes[layer][head], (layer, head) in kept, colours, norm)
         _frame(axes, ks, units)
         _errors(above, found, ks)
-        above.set_title(title or f"{found.name}: the hop j that each head looks back", pad=17)
+        above.set_title(title or f"{words(found.name)}: the hop j that each head looks back", pad=17)
         hop_bar(drawn, [axes], colours, norm, "hop j")
-        drawn.supxlabel(_WORDS, fontsize=7)
+        drawn.supxlabel(_key({text.get_text() for text in axes.texts}), fontsize=7)
         return drawn
 
 
@@ -288,30 +286,46 @@ def _cell(
     for part in route.parts:
         width = 1.0 if len(route.parts) == 1 else 0.5
         hop = part.hop if part.hop else None
-        face = colours(norm(hop)) if hop is not None else (0.95, 0.95, 0.95, 1.0)
+        face = colours(norm(hop)) if hop is not None else current().band
         axes.add_patch(Rectangle((left, row - 0.5), width, 1, fc=face, ec="none"))
-        words = str(hop) if hop is not None else "p" if part.kind == "before hop" else _SHORT[part.kind]
-        words += "′" if hop is not None and part.kind == "before hop" else ""
-        dark = sum(c * w for c, w in zip(face, (0.3, 0.59, 0.11), strict=False)) < 0.6
-        size = 6.5 if width == 1 else 5
-        ink = "white" if dark else "0.35" if hop is None else "black"
-        axes.text(left + width / 2, row, words, ha="center", va="center_baseline", fontsize=size, color=ink)
+        told = str(hop) if hop is not None else "p" if part.kind == "before hop" else _SHORT[part.kind]
+        told += "′" if hop is not None and part.kind == "before hop" else ""
+        look: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 6.5 if width == 1 else 5}
+        axes.text(left + width / 2, row, told, color=current().quiet if hop is None else over(face), **look)
         left += width
     if kept:
-        axes.add_patch(Rectangle((column - 0.46, row - 0.4), 0.92, 0.8, fc="none", ec="black", lw=1.3, zorder=4))
+        axes.add_patch(
+            Rectangle(
+                (column - 0.46, row - 0.4),
+                0.92,
+                0.8,
+                fc="none",
+                ec=current().text,
+                lw=1.3,
+                zorder=4,
+                path_effects=current().rim(2.6),
+            )
+        )
+
+
+def _key(marks: set[str]) -> str:
+    """What the marks of a hop table mean, of those that it has."""
+    told = [f"{mark}: {meaning}" for mark, meaning in _MEANS.items() if mark in marks]
+    told += ["j′: one before find$^j$(i)"] if any("′" in mark for mark in marks) else []
+    return "   ".join(["framed: carries the answer", "two halves: a mixture", *told])
 
 
 def _frame(axes: Axes, ks: list[int], units: list[tuple[int, int]]) -> None:
     for row, (layer, head) in enumerate(units):
         if row and layer != units[row - 1][0]:
-            axes.axhline(row - 0.5, color="white", lw=2.5, zorder=3)
+            axes.axhline(row - 0.5, color=current().ground, lw=2.5, zorder=3)
         del head
     for column in range(1, len(ks)):
-        axes.axvline(column - 0.5, color="white", lw=0.8, zorder=3)
+        axes.axvline(column - 0.5, color=current().ground, lw=0.8, zorder=3)
     axes.set_yticks(range(len(units)), [f"{layer}.{head}" for layer, head in units], fontsize=7)
     axes.set_xticks(range(len(ks)), list(map(str, ks)))
     axes.tick_params(length=0)
-    axes.set(xlim=(-0.5, len(ks) - 0.5), ylim=(len(units) - 0.5, -0.5), xlabel="hops k asked for", ylabel="layer.head")
+    axes.set(xlim=(-0.5, len(ks) - 0.5), ylim=(-0.5, len(units) - 0.5), xlabel="hops k asked for", ylabel="layer.head")
     for side in axes.spines.values():
         side.set_visible(False)
 
@@ -320,9 +334,9 @@ def _errors(axes: Axes, found: Decompilation, ks: list[int]) -> None:
     """The model's own error, on its routes, and with these shuffled, for every k."""
     own, routed = ([100 * found.by_hops[k].error[name] for k in ks] for name in ("own", "routed"))
     shuffled = [100 * found.by_hops[k].controls.means()["shuffled"] for k in ks]
-    axes.plot(shuffled, "x", color=INKS[1], ms=4.5, label="routes shuffled")
-    axes.plot(routed, "o", color=INKS[0], ms=4.5, label="on its routes")
-    axes.plot(own, "_", color="black", ms=7, label="the model itself")
+    axes.plot(shuffled, "x", color=current().quiet, ms=4.5, label="routes shuffled")
+    axes.plot(routed, "o", color=current().ink(INKS[4]), ms=4.5, label="on its routes")
+    axes.plot(own, "_", color=current().text, ms=7, label="the model itself")
     axes.set(ylim=(-8, 108), yticks=[0, 50, 100], ylabel="error (%)")
     axes.tick_params(axis="x", length=0, labelbottom=False)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.95), ncols=3, fontsize=7.5, handletextpad=0.1, columnspacing=0.9)

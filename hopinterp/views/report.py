@@ -200,7 +200,7 @@ def _rows(verdict: Verdict) -> list[Row]:
 
 
 def _growth(step: Growth) -> str:
-    return f"×{step.ratio:.3g} ({step.low:.3g}–{step.high:.3g})"
+    return f"×{step.figures}"
 
 
 def _pair(agreement: str) -> str:

@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from hopinterp.evidence.patching.effects import IN_PART, in_part
 from hopinterp.evidence.reading.behaviour import SOLVED, capacity, error_table, mismatch, solved_by
 from hopinterp.shown import legible
 from hopinterp.theory.hypotheses import exact
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hopinterp.models.store import Card
 
 
+_STAYS = 0.95  # lower end of the answers that a transplant leaves, where it is said to have no effect
 _BAR = f"the error's upper 95% end ≤ {100 * SOLVED:g}%"
 
 
@@ -204,10 +206,14 @@ def patch_table(found: xr.Dataset, metric: str) -> Table:
     for where in one["where"].values:
         for name, unit in rows:
             cells = unit.sel(where=where)
-            shown = [(_decimals(x), bool(green)) for x, green in zip(cells.effect.values, cells.matters.values, strict=True)]
-            marked = (f"[bold green]{text}[/]" if green else text for text, green in shown)
+            marks = zip(cells.effect.values, cells.matters.values, in_part(cells).values, strict=True)
+            marked = (_marked(_decimals(effect), matters, partly) for effect, matters, partly in marks)
             table.add_row(name, str(where), *marked, f"[dim]{_decimals(unit.off_chain)}" if where == "at" else "")
     return table
+
+
+def _marked(text: str, matters: bool, partly: bool) -> str:
+    return f"[bold green]{text}*[/]" if matters else f"{text}·" if partly else f"{text} "
 
 
 def patch_reading(found: xr.Dataset, metric: str) -> str:
@@ -223,15 +229,15 @@ def patch_reading(found: xr.Dataset, metric: str) -> str:
         place = {dim: one[dim].values[n] for dim, n in zip(one.effect.dims, largest, strict=True)}
         named = ", ".join(f"{'block' if name == 'layer' else name} {value}" for name, value in place.items())
         return f"{key}\nLargest: {_decimals(one.effect.sel(place))} at {named}."
-    key += f" Place j: at find^j(i), or before it. Green: it matters, the interval lies above {settings['bar']:.2f}."
-    key += " In part: above that of a place off the chain."
+    key += f" Place j: at find^j(i), or before it. Green, *: it matters, the interval lies above {settings['bar']:.2f}."
+    key += f" In part, ·: {IN_PART:g} and more, and above a place off the chain."
     parts = [f"{name}: {_where_it_matters(unit)}" for name, unit in _units(one)]
     return f"{key}\nThe answer at i hangs on chain positions: {'; '.join(parts)}."
 
 
 def _where_it_matters(unit: xr.Dataset) -> str:
-    """Chain positions that matter; in brackets those that do in part: more than a place off the chain."""
-    partly = (unit.low > unit.off_chain_high) & ~unit.matters
+    """Chain positions that matter; in brackets those that do in part."""
+    partly = in_part(unit)
 
     def listed(marked: xr.DataArray) -> str:
         places = [(j, where) for where in ("at", "before") for j in marked.hop.values[marked.sel(where=where).values]]
@@ -263,9 +269,8 @@ def transplant_json(found: xr.Dataset) -> dict[str, Any]:
         for measure in ("chance", "untrained"):
             row[measure] = {family: _by_hop(unit[measure].sel(family=family)) for family in unit.family.values.tolist()}
         leading = {"hop": int(unit.leading), "family": str(unit.leading_family.values)}
-        row["leading"] = leading | {
-            measure: float(unit[measure]) for measure in ("share", "share_low", "contest", "family_contest")
-        }
+        told = {measure: float(unit[measure]) for measure in ("share", "share_low", "contest", "family_contest")}
+        row["leading"] = leading | told | {"share_high": float(share_interval(unit)[1])}
         best = int(unit.best)
         row |= {"best": best if best >= 0 else None, "family": str(unit.best_family.values)}
         interval = unit.sel(family=leading["family"], hop=leading["hop"])
@@ -279,11 +284,11 @@ def _by_hop(row: xr.DataArray) -> dict[str, float]:
 
 
 def transplant_table(found: xr.Dataset) -> Table:
-    """A row a block (or head) and family: what it stands for, by how much, and the IIA of each r, the best in green."""
+    """A row a block (or head) and family: what it stands for, the share of the gap from chance to 1 that this closes, with
+    the share's interval, and the IIA of each r, the best in green."""
     table = ruled_table("unit", "stands for", "share", "95% interval", "family", *map(str, found.hop.values))
     for name, unit in _units(found):
-        lead = unit.sel(family=str(unit.leading_family.values), hop=int(unit.leading))
-        ends = (name, _stands_for(unit), _digits(unit.share), f"{_digits(lead.low)} – {_digits(lead.high)}")
+        ends = (name, _stands_for(unit), *(("–", "–") if _unmoved(unit) else _share(unit)))
         for number, family in enumerate(unit.family.values.tolist()):
             cells = [
                 f"[bold green]{_digits(x)}[/]" if (family, r) == (unit.leading_family, unit.best) else _digits(x)
@@ -294,13 +299,32 @@ def transplant_table(found: xr.Dataset) -> Table:
 
 
 def _digits(share: xr.DataArray) -> str:
-    """Two digits, so that 17 columns fit beside each other."""
-    return f"{float(share):.2f}".removeprefix("0").replace("nan", "–")
+    return "–" if np.isnan(share) else _decimals(share)
+
+
+def _share(unit: xr.Dataset) -> tuple[str, str]:
+    """How much of the gap from chance to 1 the leading prediction closes, and from where to where."""
+    low, high = share_interval(unit)
+    return _digits(unit.share), f"{_digits(low)} – {_digits(high)}"
+
+
+def share_interval(unit: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """The ends of the interval of a unit's `share`: those of the leading prediction's IIA, as shares of the gap."""
+    lead = unit.sel(family=str(unit.leading_family.values), hop=int(unit.leading))
+    bar = np.fmax(lead.chance, lead.untrained)
+    return (lead.low - bar) / (1 - bar), (lead.high - bar) / (1 - bar)
+
+
+def _unmoved(unit: xr.Dataset) -> bool:
+    """Whether a transplant leaves the base's own answer, which is the pointer at r = 0, nearly everywhere."""
+    return int(unit.best) < 0 and float(unit.low.sel(family="pointer", hop=0)) >= _STAYS
 
 
 def _stands_for(unit: xr.Dataset) -> str:
     family = str(unit.best_family.values)
-    return "none" if int(unit.best) < 0 else f"{'r =' if family == 'undecided' else family} {int(unit.best)}"
+    if int(unit.best) >= 0:
+        return f"{'r =' if family == 'undecided' else family} {int(unit.best)}"
+    return "no effect" if _unmoved(unit) else "none"
 
 
 def transplant_reading(found: xr.Dataset) -> str:
@@ -311,12 +335,13 @@ def transplant_reading(found: xr.Dataset) -> str:
     key = f'How often (IIA, {pairs}) the answer at i, once the output at i is another sequence\'s, is what "r hops done"'
     key += " predicts: carried was the position (pointer), letter and position (content), letter and occurrence number"
     key += f" (occurrence). Green: what it stands for: that closes more than {100 * found.attrs['margin']:.0f}% of the gap"
-    key += " from chance to 1, and beats every other r."
+    key += " from chance to 1, and beats every other r. Share: how much of the gap the closest prediction closes."
+    key += f" No effect: at least {100 * _STAYS:.0f}% of answers stay as they were, pointer 0."
     parts = [
         f"{name} {_stands_for(unit)}" + (f" ({float(unit.share):.2f})" if int(unit.best) >= 0 else "")
         for name, unit in _units(found)
     ]
-    return f"{key}\nAt k = {hops}: {', '.join(parts)}. In brackets, and as its share: how much of the gap."
+    return f"{key}\nAt k = {hops}: {', '.join(parts)}. In brackets: how much of the gap."
 
 
 def ruled_table(*columns: str) -> Table:

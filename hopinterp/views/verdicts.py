@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 
 from hopinterp.errors import HopInterpError
 from hopinterp.judgement.records import Survey
 from hopinterp.theory.hypotheses import HYPOTHESES
-from hopinterp.views.style import style
+from hopinterp.views.style import current, style
 
-PLAIN = {"linear by two": "#CC79A7", "beyond": "#D55E00", "mixed": "#E69F00", "undetermined": "#57606A"}
-"""Colours of the verdicts that name no hypothesis."""
+PLAIN = {"linear by two": "#CC79A7", "beyond": "#882255", "mixed": "#E69F00", "undetermined": "#8C959F"}
+"""Colours of the verdicts that name no hypothesis: none is a hypothesis's."""
+_PALE = {"none": 0.08, "undetermined": 0.3}
+_HATCHES = {"beyond": "////", "mixed": "....", "linear by two": "xxxx"}
+"""For who prints in grey."""
 _STRENGTH = {"full": 0.75, "slack": 0.4, None: 0.55}
 
 
@@ -74,17 +81,26 @@ def verdict_table(given: Iterable[Cell], title: str = "") -> Figure:
 
 def _draw(axes: Axes, cell: Cell, column: int, row: int) -> None:
     nothing = cell.verdict == "none"
-    strength = 0.08 if nothing else _STRENGTH[cell.pace]
-    box = Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=ink(cell.verdict), alpha=strength, linewidth=0)
-    axes.add_patch(box)
+    fill = _fill(cell.verdict, cell.pace)
+    axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, **fill))
     told = "fails" if nothing else " ".join(map(str, cell.reach)) or cell.verdict
-    axes.text(column, row, told, ha="center", va="center", fontsize=7, color="0.45" if nothing else "black")
+    rim = [withStroke(linewidth=2.5, foreground=fill["facecolor"])]  # words stand clear of the hatch
+    words = axes.text(column, row, told, ha="center", va="center", fontsize=7, path_effects=rim)
+    words.set_color(current().quiet if nothing else current().text)
+
+
+def _fill(verdict: str, pace: str | None) -> dict[str, Any]:
+    """A cell's colour, mixed with the ground, and what tells it from others without colours."""
+    strength = _PALE.get(verdict, _STRENGTH[pace])
+    face = np.array(to_rgb(current().ink(ink(verdict)))) * strength + np.array(to_rgb(current().ground)) * (1 - strength)
+    hatch = {"hatch": _HATCHES[verdict], "hatch_linewidth": 0.5} if verdict in _HATCHES else {}
+    return {"facecolor": face, "edgecolor": current().ground, "linewidth": 0} | hatch
 
 
 def _legend(drawn: Figure, found: list[Cell]) -> None:
     handles = []
     for verdict, pace in dict.fromkeys((cell.verdict, cell.pace) for cell in found if cell.verdict != "none"):
         paced = {"full": ", full pace", "slack": ", depth to spare", None: ""}[pace]
-        handles.append(Patch(facecolor=ink(verdict), alpha=_STRENGTH[pace], label=f"{verdict}{paced}"))
+        handles.append(Patch(label=f"{verdict}{paced}", **_fill(verdict, pace)))
     handles.sort(key=lambda handle: str(handle.get_label()))
     drawn.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7)

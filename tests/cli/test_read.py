@@ -85,8 +85,10 @@ def test_undefined_numbers_are_null(run_json, tmp_path, small_model, small_task)
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_plots_are_written_whole(run, model, tmp_path, arguments, ending):
     command, *rest = arguments
-    status, _, _ = run(command, model, *rest, "--plot", tmp_path / f"figure.{ending}")
+    status, _, _ = run(command, model, *rest, "--plot", tmp_path / f"figure.{ending}", "--dpi", 40)
     assert status == 0
     head = (tmp_path / f"figure.{ending}").read_bytes()[:100]
     assert head.startswith(b"\x89PNG") if ending == "png" else b"<?xml" in head
+    if ending == "png":
+        assert int.from_bytes(head[16:20]) < 40 * 9  # pixels across, of a figure under nine inches
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"figure.{ending}", "m"]

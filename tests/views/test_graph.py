@@ -1,5 +1,6 @@
 """The figure of a circuit draws a constructed circuit from evidence alone as its causal model has it."""
 
+import numpy as np
 import pytest
 
 import hopinterp as hi
@@ -92,3 +93,27 @@ def test_what_a_single_head_stands_for_is_in_its_box(small_model, small_task):
     by_head["best_family"].loc[{"layer": 1, "head": 0}] = "content"
     labels = {label for heads in Circuit.seen(attention, 2, transplants=by_head).moves.values() for label in heads}
     assert labels == {"0.0", "0.1", "1.0 c 2", "1.1"}
+
+
+def test_no_edge_ends_in_mid_air(small_model, small_task):
+    """A head reads at a place that the answer hangs on, or does in part, or that is marked as read."""
+    attention = hi.align(small_model, small_task, 2, sequences=5)
+    attention["score_valid"].loc[{"layer": 1, "head": 0, "hop": [1, 2]}] = 0.9
+    cone = hi.patch(small_model, small_task, 2, by="chain", sequences=5)
+    cone["matters"][:], cone["low"][:], cone["off_chain_high"][:] = False, 0.0, 0.2
+    for name in ("low", "effect"):
+        cone[name].loc[{"layer": 0, "hop": 1, "where": "at"}] = 0.3
+    figure = graph.circuit_graph(attention, 2, cone=cone, least=0.5)
+    seen = figure.axes[0]
+    ticks = dict(zip([label.get_text() for label in seen.get_xticklabels()], seen.get_xticks(), strict=True))
+    marks = {
+        tuple(at): line.get_marker()
+        for line in seen.lines
+        for at in np.asarray(line.get_xydata())
+        if line.get_marker() != "None"
+    }
+    assert marks[ticks["1"], 0] == "o"
+    assert marks[ticks["2"], 0] == "D"
+    wires = [np.asarray(line.get_xydata())[0] for line in seen.lines if len(line.get_xydata()) == 3]
+    assert {tuple(start) for start in wires} <= set(marks)
+    assert "read here, but no single place is needed" in [text.get_text() for text in figure.legends[0].get_texts()]

@@ -1,12 +1,21 @@
 """Figures show what the evidence says."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from PIL import Image
 
 import hopinterp as hi
 from hopinterp import HopInterpError
-from hopinterp.views import plots
-from hopinterp.views.style import FAMILY_INK
+from hopinterp.evidence.patching.effects import in_part
+from hopinterp.theory.hypotheses import exact
+from hopinterp.views import plots, tables
+from hopinterp.views.style import FAMILY_INK, current, scheme
 
 
 def test_error_curve(small_model, small_task):
@@ -31,8 +40,18 @@ def test_probe_staircase(small_model, small_task):
     figure = plots.probe_staircase(found)
     axes = figure.axes[0]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["lookup: 0, 1", "successor: 0, 1", "sequential: 0, 1", "held"]
-    np.testing.assert_allclose(np.asarray(axes.collections[0].get_array()).reshape(2, 5), found.accuracy)
+    held = "held: 95% lower end above the bar"
+    assert labels == ["theory, R: lookup 0, 1", "theory, R: successor 0, 1", "theory, R: sequential 0, 1", held]
+    np.testing.assert_allclose(axes.images[0].get_array(), found.accuracy)
+    assert frames(axes).total() == int(found.held.sum()) > 0
+    bar = (found.baseline + found.attrs["bar"] * (1 - found.baseline)).max("layer")
+    assert [text.get_text() for text in figure.axes[1].texts] == [f"{one:.2f}" for one in bar.values]
+    assert [text.get_text() for text in axes.texts][-1] == "up to k = 3"
+
+
+def frames(axes):
+    """By how their lines are drawn."""
+    return Counter(str(patch.get_linestyle()) for patch in axes.patches if not patch.get_fill())
 
 
 def test_light_cone(small_model, small_task):
@@ -43,29 +62,113 @@ def test_light_cone(small_model, small_task):
         for axes, where in zip(panels, ("at", "before"), strict=True):
             one = found.sel(metric="logit_difference", where=where)
             np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), one.effect.values.reshape(-1, 3))
-            assert len(axes.lines) == int(one.matters.sum())
+            solid, dashed = int(one.matters.sum()), int(in_part(one).sum())
+            assert sorted(frames(axes).values()) == sorted(n for n in (solid, dashed) if n)
+
+
+def test_light_cone_marks_what_matters_in_part(small_model, small_task):
+    found = hi.patch(small_model, small_task, 2, site="resid_post", by="chain", sequences=20)
+    found["matters"][:], found["low"][:], found["off_chain_high"][:], found["effect"][:] = False, 0.3, 0.2, 0.3
+    found["matters"].loc[{"layer": 1, "hop": 0}] = True
+    found["effect"].loc[{"layer": 1, "hop": 2}] = 0.04  # a trifle
+    at, _ = plots.light_cone(found, "probability").axes[:2]
+    assert sorted(frames(at).values()) == [1, 4]
+    assert [text.get_text() for text in at.texts] == ["0.30"] * 5
+    table, reading = tables.patch_table(found, "probability"), tables.patch_reading(found, "probability")
+    cells = list(table.columns[2].cells)  # j = 0: at blocks 0 and 1, before blocks 0 and 1
+    assert [cell.count("·") for cell in cells] == [1, 0, 1, 0]
+    assert [cell.count("*") for cell in cells] == [0, 1, 0, 1]
+    assert "block 0: none (in part 0, 1, 2, before 0, before 1, before 2)" in reading
 
 
 def test_patch_heatmap(small_model, small_task):
-    for site, by, shape in (("resid_pre", "position", (2, 21)), ("z", "position", (4, 21)), ("z", "all", (4, 1))):
-        found = hi.patch(small_model, small_task, 2, site=site, by=by, sequences=5)
+    for site, shape in (("resid_pre", (2, 21)), ("z", (4, 21))):
+        found = hi.patch(small_model, small_task, 2, site=site, by="position", sequences=5)
+        found["effect"][:] = np.linspace(-0.25, 0.5, found.effect.size).reshape(found.effect.shape)
         axes = plots.patch_heatmap(found, "probability", title="a model").axes[0]
-        expected = found.effect.sel(metric="probability").values.reshape(shape)
-        np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), expected)
+        expected = found.effect.sel(metric="probability")
+        np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), expected.values.reshape(shape))
+        largest = float(abs(expected).max())
+        assert axes.images[0].get_clim() == (-largest, largest)  # the figure's own scale
         assert axes.get_title("left") == "a model"
+
+
+def test_first_positions_without_effect_are_left_out_and_said_so(small_model, small_task):
+    found = hi.patch(small_model, small_task, 2, site="resid_pre", by="position", sequences=5)
+    found["effect"][:] = 0.0
+    found["effect"].loc[{"position": 10}], found["effect"].loc[{"position": 3}] = 0.5, 0.004
+    axes = plots.patch_heatmap(found, "probability").axes[0]
+    assert axes.get_xlim() == (9.5, 20.5)
+    assert axes.get_xlabel() == "position (0 to 9: none over 0.004)"
+
+
+def test_effects_of_all_positions_at_once_have_intervals(small_model, small_task):
+    found = hi.patch(small_model, small_task, 2, site="z", by="all", sequences=5)
+    for name, value in {"effect": 0.3, "low": 0.1, "high": 0.4}.items():
+        found[name][:] = value + np.arange(4).reshape(2, 2)
+    axes = plots.patch_heatmap(found, "probability").axes[0]
+    one = found.sel(metric="probability").stack(unit=("layer", "head"))
+    np.testing.assert_allclose([bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)], one.effect)
+    drawn = next(one for one in axes.collections if isinstance(one, LineCollection))
+    ends = np.array([np.asarray(segment)[:, 0] for segment in drawn.get_segments()])
+    np.testing.assert_allclose(ends, np.c_[one.low, one.high])
 
 
 def test_iia_by_r(depth3, task):
     found = hi.transplant(depth3, task, hops=2, sequences=20)
-    panels = plots.iia_by_r(found, title="a model").axes
-    assert [axes.get_title("left") for axes in panels] == ["block 0", "block 1", "block 2"]
+    figure = plots.iia_by_r(found, title="a model")
+    panels = figure.axes[::-1]  # up the page
+    assert [axes.texts[0].get_text().split("\n")[0] for axes in panels] == ["block 0", "block 1", "block 2"]
+    assert panels[0].get_position().y0 < panels[2].get_position().y0
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"what the block stands for", "95% interval", "chance, or an untrained model", "theory: successor"} < set(legend)
     for axes, layer in zip(panels, found.layer.values, strict=True):
         lines = {line.get_label(): line for line in axes.lines}
         for family in ("pointer", "content", "occurrence"):
             np.testing.assert_allclose(lines[family].get_ydata(), found.iia.sel(layer=layer, family=family))
             assert lines[family].get_color() == FAMILY_INK[family]
-        rings = [line for line in axes.lines if line.get_markersize() == 9]
+        rings = [line for line in axes.lines if line.get_markersize() == 8]
         assert len(rings) == int(found.best.sel(layer=layer) >= 0)
+        for law in exact().values():
+            assert lines[f"theory: {law.name}"].get_xdata()[0] == pytest.approx(law.holds(int(layer), 2)[0], abs=0.1)
+            assert lines[f"theory: {law.name}"].get_color() == law.ink
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_a_figure_is_the_same_bytes_each_time(small_model, small_task, tmp_path, kind):
+    found = hi.evaluate(small_model, small_task, sequences=2)
+    for name in ("one", "other"):
+        plots.write(plots.error_curve(found), tmp_path / f"{name}.{kind}")
+    first = (tmp_path / f"one.{kind}").read_bytes()
+    assert first == (tmp_path / f"other.{kind}").read_bytes()
+    assert b"CreationDate" not in first
+    assert b"dc:date" not in first
+
+
+def test_dots_an_inch(small_model, small_task, tmp_path):
+    figure = plots.error_curve(hi.evaluate(small_model, small_task, sequences=2))
+    for dpi in (50, 300):
+        plots.write(figure, tmp_path / "f.png", dpi)
+        with Image.open(tmp_path / "f.png") as drawn:
+            assert drawn.size == (5 * dpi, 3 * dpi)
+
+
+def test_a_share_has_its_own_interval_and_what_moves_nothing_is_said_to(small_model, small_task):
+    found = hi.transplant(small_model, small_task, 2, sequences=20, heads=True)
+    for name in ("low", "iia", "high"):
+        found[name].loc[{"layer": 1, "head": 0, "family": "content", "hop": 2}] = {"low": 0.6, "iia": 0.7, "high": 0.8}[name]
+        found[name].loc[{"layer": 1, "head": 1, "family": "pointer", "hop": 0}] = 0.96
+    one = {"layer": 1, "head": 0}
+    found["leading_family"] = found.leading_family.astype(object)
+    found["leading"].loc[one], found["leading_family"].loc[one], found["share"].loc[one] = 2, "content", 0.4
+    found["chance"].loc[one | {"family": "content", "hop": 2}] = 0.5
+    found["untrained"].loc[one | {"family": "content", "hop": 2}] = 0.25
+    found["best"][:] = -1
+    table = tables.transplant_table(found)
+    unit, stands, share, interval = (list(column.cells)[::3] for column in table.columns[:4])
+    assert (stands[2], share[2], interval[2]) == ("none", "0.40", "0.20 – 0.60")
+    assert (stands[3], share[3], interval[3]) == ("no effect", "–", "–")
+    assert unit == ["0.0", "0.1", "1.0", "1.1"]
 
 
 def test_unwritable_places_are_named(small_model, small_task, tmp_path):
@@ -75,3 +178,17 @@ def test_unwritable_places_are_named(small_model, small_task, tmp_path):
     with pytest.raises(HopInterpError, match="no directory"):
         plots.write(figure, tmp_path / "nowhere" / "f.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dark_figure_has_no_dark_words_and_keeps_its_colours_outside(small_model, small_task):
+    found = hi.evaluate(small_model, small_task, sequences=2)
+    with scheme("dark", ground="#101010") as dark:
+        figure = plots.error_curve(found)
+    figure.draw_without_rendering()  # ticks are made when they are first drawn
+    assert to_hex(figure.get_facecolor()) == to_hex(figure.axes[0].get_facecolor()) == "#101010"
+    words = [text for text in figure.findobj(Text) if text.get_text()]
+    assert len(words) > 8
+    assert {to_hex(text.get_color()) for text in words} <= {dark.text.lower(), dark.quiet.lower()}
+    assert current().name == "light"
+    with pytest.raises(HopInterpError, match="scheme is 'sepia'; it is one of light, dark"), scheme("sepia"):
+        pass

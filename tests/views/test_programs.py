@@ -70,6 +70,11 @@ def test_a_derivation_is_one_ink_from_the_letter_to_i(two_ways):
     assert abs(starts[0][0] - starts[1][0]) > 0.02, "side by side"
 
 
+def test_derivations_are_told_apart_without_colours(two_ways):
+    legend = programs.derivation_tree(two_ways).legends[0]
+    assert len({str(line.get_linestyle()) + str(line.get_linewidth()) for line in legend.get_lines()}) == 3
+
+
 def rgb(ink):
     return tuple(int(ink[n : n + 2], 16) / 255 for n in (1, 3, 5))
 

@@ -104,7 +104,7 @@ def test_what_the_verdict_says_is_on_the_page(verdict, page):
     assert table["carried as"] == ["content", "occurrence", "occurrence", "content"]
     for step in verdict.growth:
         label = GROWTH[step.by]
-        assert table[label][step.layers[1]].startswith(f"×{step.ratio:.3g} (")
+        assert table[label][step.layers[1]] == f"×{step.figures}"
     for key, value in verdict.settings.items():
         assert table[key] == [str(value)]
     assert table["probe: method"] == ["logistic"]

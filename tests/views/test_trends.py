@@ -30,7 +30,7 @@ def test_threshold(small_task):
     beside = {line.get_label(): line for line in theirs.lines if str(line.get_label()).startswith("depth")}
     np.testing.assert_allclose(beside["depth 3"].get_xydata(), [[1, 25], [2, 50]])  # k = 0 has no place on a log axis
     assert beside["depth 3"].get_color() == drawn["depth 3"].get_color() != beside["depth 9"].get_color()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["depth 2", "depth 3", "depth 9"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["depth 2", "depth 3", "depth 9", "95% interval"]
     assert len(trends.threshold(found).axes) == 1
     with pytest.raises(HopInterpError, match="no k above 0"):
         trends.threshold({"depth 2": found["depth 2"].sel(hops=[0])})
@@ -64,7 +64,7 @@ def test_dynamics_of_errors(small_task):
 def test_dynamics_of_probes(small_task):
     settings = {"hops": 2, "method": "ridge", "train_sequences": 20, "sequences": 10}
     series = [(step, hi.probe(another(small_task, step), small_task, **settings)) for step in (1, 2, 3)]
-    panels = trends.dynamics(series).axes[:2]
+    panels = trends.dynamics(series).axes[:2][::-1]  # blocks go up the page
     for layer, axes in enumerate(panels):
         curves = [line for line in axes.lines if line.get_marker() == "None"]
         held = [line for line in axes.lines if line.get_marker() == "o"]
@@ -78,3 +78,16 @@ def test_dynamics_of_probes(small_task):
 
 def test_no_two_inks_are_alike():
     assert len({to_hex(ink) for ink in INKS}) == 7
+
+
+def test_a_depth_has_one_look_in_every_figure(small_task):
+    one = hi.evaluate(another(small_task, 1), small_task, [1, 2], sequences=2)
+    few, many = (trends.threshold(dict.fromkeys(names, one)) for names in (("depth 3", "depth2"), ("depth 4", "depth 3")))
+    looks = [{line.get_label(): (line.get_color(), line.get_marker()) for line in f.axes[0].lines} for f in (few, many)]
+    assert looks[0]["depth 3"] == looks[1]["depth 3"]
+    assert len({looks[0]["depth2"], looks[0]["depth 3"], looks[1]["depth 4"]}) == 3
+    assert [text.get_text() for text in few.legends[0].get_texts()] == ["depth2", "depth 3", "95% interval"]
+    samples = {"depth 4, 1,000 samples": one, "depth 4": one}
+    lines = {line.get_label(): line for line in trends.threshold(samples).axes[0].lines}
+    assert len({lines[name].get_linestyle() for name in samples}) == 2
+    assert len({lines[name].get_color() for name in samples}) == 1

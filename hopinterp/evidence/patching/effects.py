@@ -17,6 +17,9 @@ _STANDARD_ERRORS = 4.0  # by chance an untrained model's two runs differ by 2 of
 METRICS = ("logit_difference", "probability", "accuracy")
 """The right answer's logit less the counterfactual's; the right answer's probability; whether it is the most likely."""
 
+IN_PART = 0.05
+"""An effect that is smaller is a trifle, however sure."""
+
 
 def measure(
     logits: Float[Tensor, "*cell pair d_vocab"], right: Int[Tensor, " pair"], wrong: Int[Tensor, " pair"]
@@ -81,3 +84,14 @@ class Scale:
         return xr.Dataset(
             {"clean": ("metric", clean.mean(1).cpu().numpy()), "corrupt": ("metric", corrupt.mean(1).cpu().numpy())}
         )
+
+
+def in_part(found: xr.Dataset) -> xr.DataArray:
+    """Chain positions whose effect is too small to matter by itself, yet no trifle, and surely more than a place's off the
+    chain.
+
+    Args:
+        found: what `patch` returned, by="chain", or a part of it.
+    """
+    partly: xr.DataArray = (found.low > found.off_chain_high) & (found.effect >= IN_PART) & ~found.matters
+    return partly
