@@ -15,7 +15,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 SHOWN = {1: 0, 2: 3, 3: 0, 4: 0, 5: 0, 6: 0, 7: 2, 8: 0, 9: 0}
 """Which of its figures stands for each notebook."""
-WIDTH, COLOURS = 480, 64
+WIDTH, COLOURS = 480, 256
 
 
 def main() -> None:
