@@ -6,6 +6,8 @@ what it learned.
 
     hopinterp train --preset full --layers 4 --steps 4000 --keep-every 200 --out RUN_DIR    # a run with its series kept
     python analyses/dynamics.py RUN_DIR OUT.nc
+
+What stands in the file already is not measured again: a series goes on where it was stopped, or as its run does.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 import hopinterp as hi
+from hopinterp.files import write_file
 
 HOPS = 7
 """k of the probes and transplants: what a depth-4 successor solves."""
@@ -38,16 +42,35 @@ def main() -> None:
         parser.error(f"{given.run} has no series: train with --keep-every")
     config = json.loads((given.run / "config.json").read_text(encoding="utf-8"))
     drawn = timetable(given.run, config["batch"])
-    found = []
+    attrs = {"hops": HOPS, "sequences": given.sequences, "seed": given.seed, "config": json.dumps(config)}
+    found = already(given.out, attrs)
     for path in kept:
-        letters, largest = drawn[int(path.name)]
+        step = int(path.name)
+        if step in found:
+            continue
+        letters, largest = drawn[step]
         one = measured(path, letters, given.sequences, given.seed)
-        found.append(one.assign(letters=letters, largest_hops=largest))
-        print(f"step {int(path.name)}: {len(found)} of {len(kept)}", flush=True)
-    series = xr.concat(found, dim=xr.Variable("step", [int(path.name) for path in kept]))
-    series.attrs = {"hops": HOPS, "sequences": given.sequences, "seed": given.seed, "config": json.dumps(config)}
+        found[step] = one.assign(letters=letters, largest_hops=largest)
+        write(found, attrs, given.out)
+        print(f"step {step}: {len(found)} of {len(kept)}", flush=True)
+
+
+def already(out: Path, attrs: dict[str, Any]) -> dict[int, xr.Dataset]:
+    """What was measured before, by step. Raises HopInterpError where the file is of another run, or had other settings."""
+    if not out.exists():
+        return {}
+    series = xr.load_dataset(out)
+    if changed := [name for name, value in attrs.items() if series.attrs.get(name) != value]:
+        raise hi.HopInterpError(f"{out} was measured with another {changed[0]}; give another file")
+    return {int(step): series.sel(step=step, drop=True) for step in series.step.values}
+
+
+def write(found: dict[int, xr.Dataset], attrs: dict[str, Any], out: Path) -> None:
+    """The whole series, small: as float32."""
+    steps = sorted(found)
+    series = xr.concat([found[step] for step in steps], dim=xr.Variable("step", steps)).assign_attrs(attrs)
     encoding = {name: {"dtype": "float32"} for name, one in series.items() if one.dtype == np.float64}
-    series.to_netcdf(given.out, encoding=encoding)
+    write_file(out, bytes(series.to_netcdf(encoding=encoding)))
 
 
 def timetable(run: Path, batch: int) -> dict[int, tuple[int, int]]:

@@ -33,6 +33,7 @@ from .judgement.verdict import verify as verify
 from .judgement.verdict import verify_all as verify_all
 from .models.fused import FusedTransformer as FusedTransformer
 from .models.gpt2 import import_gpt2 as import_gpt2
+from .models.hub import export as export
 from .models.spec import ModelSpec as ModelSpec
 from .models.store import load as load
 from .models.store import load_fused as load_fused
@@ -51,10 +52,7 @@ from .training.config import TrainConfig as TrainConfig
 from .training.loop import resume as resume
 from .training.loop import train as train
 from .views import circuits as circuits
-from .views import graph as graph
-from .views import plots as plots
+from .views import plot as plot
 from .views import tables as tables
-from .views import trends as trends
-from .views.programs import derivation_tree as derivation_tree
-from .views.programs import hop_table as hop_table
 from .views.report import write_report as write_report
+from .views.show import show as show

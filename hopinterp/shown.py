@@ -62,6 +62,34 @@ def as_html(columns: Sequence[str], rows: Sequence[Row], reading: str) -> str:
     return f"<div><p><strong>{answer}</strong></p>{table}<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul></div>"
 
 
+class Shown:
+    """What prints and, in a notebook, shows itself: by `columns`, `rows` and a `reading` whose last line is the answer."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        raise NotImplementedError
+
+    @property
+    def rows(self) -> list[Row]:
+        """The table."""
+        raise NotImplementedError
+
+    @property
+    def reading(self) -> str:
+        """What it says, in words."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return f"{plain(self.columns, self.rows)}\n\n{self.reading}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.reading.splitlines()[-1]}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.columns, self.rows, self.reading)
+
+
 def legible(text: str) -> str:
     """Text from outside in characters that a terminal shows and does not obey, and not too long."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

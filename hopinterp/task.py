@@ -15,10 +15,12 @@ from torch import Tensor
 from hopinterp.errors import HopInterpError
 from hopinterp.memory import require_memory
 from hopinterp.seeds import seeded
+from hopinterp.shown import Row, Shown
 from hopinterp.whole import whole
 
 Hops = SupportsIndex | Iterable[SupportsIndex]
 """Values of k: one whole number (NumPy's and xarray's among them) or several."""
+_SHOWN = 24  # positions of a batch's first sequence
 _TRIES, _ROUNDS = 8, 60
 """Candidates for a sequence that are drawn at once, and how often, before it is said that there is none."""
 Letters = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
@@ -292,8 +294,8 @@ class HopTask:
         return {self.null: "⊥", self.blank: "_"}.get(token, f"<{token}>")
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
+@dataclass(frozen=True, eq=False, repr=False)
+class Batch(Shown):
     """Sequences of one task with their answers. Position 0 is the hop token; position i ≥ 1 is X_i.
 
     Attributes:
@@ -322,6 +324,35 @@ class Batch:
     def to(self, device: str | torch.device) -> Batch:
         """The same sequences on another device."""
         return Batch(self.task, self.tokens.to(device), self.labels.to(device), self.find1.to(device))
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`: the last positions of the first sequence."""
+        return ["i", *map(str, self._last)]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The first sequence: its letters, where each points, and the answers."""
+        name, found = self.task.token_name, self.find1[0].tolist() if len(self) else []
+        if not found:
+            return []
+        letters, answers = ([name(token) for token in tokens[0].tolist()] for tokens in (self.tokens, self.labels))
+        cells = {"X": letters, "find¹(i)": [str(j or "–") for j in found], "answer": answers}
+        return [(label, tuple(row[i] for i in self._last)) for label, row in cells.items()]
+
+    @property
+    def _last(self) -> range:
+        """Positions that are shown."""
+        length = self.tokens.shape[1]
+        return range(max(1, length - _SHOWN), length)
+
+    @property
+    def reading(self) -> str:
+        """How many sequences of what."""
+        ks = sorted(set(self.hops.tolist()))
+        asked = f"k = {ks[0]}" if len(ks) == 1 else f"k from {ks[0]} to {ks[-1]}" if ks else "no k"
+        size = f"{self.tokens.shape[1] - 1} letters of {self.task.alphabet_size}"
+        return f"{len(self)} sequence{'' if len(self) == 1 else 's'} of {size}, {asked}; shown: the end of the first."
 
     @property
     def letters(self) -> Int[Tensor, "batch n"]:

@@ -35,6 +35,7 @@ HOUSE = {
         "card",
         "subject",
         "store",
+        "hub",
     ),
     "engine": ("cached_run", "suffix", "sweeps", "per_position"),
     "theory": (
@@ -120,6 +121,8 @@ HOUSE = {
         "glossary",
         "settings",
         "parts",
+        "plot",
+        "show",
         "report",
     ),
     "cli": ("shared", "keep", "make", "train", "read", "intervene", "judge", "decompile", "compare", "commands", "__init__"),

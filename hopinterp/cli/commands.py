@@ -20,6 +20,7 @@ EXAMPLES: dict[str, dict[str, tuple[Callable[..., Any], list[str]]]] = {
         ),
         "construct": (make.construct, ["construct --hops 8 --algorithm successor --out known/successor8"]),
         "import": (make.import_, ["import checkpoint.pt --heads 4 --out imported", "import saved/ --out imported"]),
+        "export": (make.export, ["export depth5 --out share/depth5", "export depth5 --layout gpt2 --out share/gpt2"]),
         "models": (make.models, ["models", "models runs"]),
     },
     "Look at it": {

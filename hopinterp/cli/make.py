@@ -7,11 +7,11 @@ import math
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from hopinterp.cli.shared import Json, Seed, choices, print_json, show, whole, working
+from hopinterp.cli.shared import Json, Model, Seed, choices, one_of, print_json, show, whole, working
 from hopinterp.errors import HopInterpError
 from hopinterp.shown import legible
 
@@ -75,8 +75,8 @@ def import_(
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
     heads: Annotated[int | None, whole("Attention heads, which a state dict does not show; a config's by default.")] = None,
     letters: Annotated[int | None, whole("Letters in a sequence; two fewer than positions by default.")] = None,
-    alphabet: Annotated[int, whole("Size of the alphabet.")] = 4,
-    max_hops: Annotated[int, whole("The largest k.")] = 16,
+    alphabet: Annotated[int | None, whole("Size of the alphabet; 4 unless a config says other.")] = None,
+    max_hops: Annotated[int | None, whole("The largest k; 16 unless a config says other.")] = None,
     act: Annotated[
         str | None,
         typer.Option(help="The MLP's activation: gelu_new (the default, unless a config says other), gelu or relu."),
@@ -95,6 +95,30 @@ def import_(
     store.check_free(out, overwrite)
     made = {"how": f"imported from {file.absolute().name}", "heads": model.spec.n_heads}
     _keep(out, model, task, made, _measured(model, task, seed), overwrite, as_json)
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The directory to write, for `hf upload USER/NAME DIR`.")],
+    layout: Annotated[
+        str,
+        typer.Option(help="hopinterp: a model directory with the Hub's files; gpt2: as save_pretrained writes a GPT-2."),
+    ] = "hopinterp",
+    license_: Annotated[str | None, typer.Option("--license", help="Its name in the model card: mit, say.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace such a directory that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model as the Hugging Face Hub keeps them, to share it; exactly. Nothing is uploaded."""
+    from hopinterp.models import hub
+
+    chosen = one_of("--layout", layout, get_args(hub.Layout))
+    hub.export(model, out, layout=chosen, license=license_, overwrite=overwrite)
+    written = sorted(path.name for path in out.iterdir())
+    if as_json:
+        print_json({"directory": str(out), "layout": layout, "files": written})
+    else:
+        back = "hopinterp import" if layout == "gpt2" else "hi.load, or any command by its path,"
+        show(None, f"{legible(str(out))}: {', '.join(written)}. {back} reads it back to the same bits.")
 
 
 def construct(

@@ -15,11 +15,11 @@ from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import FAILED
 from hopinterp.files import read_digested, read_json
 from hopinterp.models.subject import ModelLike, Subject
-from hopinterp.shown import Row, as_html, plain
+from hopinterp.shown import Row, Shown
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Decompilation:
+class Decompilation(Shown):
     """The programs of one model at several k.
 
     Attributes:
@@ -77,15 +77,6 @@ class Decompilation:
         if self.unsolved:
             lines[-1] += f" Not solved: k = {', '.join(map(str, self.unsolved))}."
         return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return f"{plain(self.columns, self.rows)}\n\n{self.reading}"
-
-    def __repr__(self) -> str:
-        return f"<Decompilation: {self.reading.splitlines()[-1]}>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.columns, self.rows, self.reading)
 
     def to_json(self) -> dict[str, Any]:
         """What was found at every k; of one that the model fails at its own error, and null or nothing for all else."""

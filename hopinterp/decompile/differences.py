@@ -8,11 +8,11 @@ from typing import Any
 from hopinterp.decompile.nodes import Jumps, summed
 from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.routes import Part, Route
-from hopinterp.shown import Row, as_html, plain
+from hopinterp.shown import Row, Shown
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Difference:
+class Difference(Shown):
     """Two programs side by side: of two models at one k, or of one model at two.
 
     Attributes:
@@ -59,15 +59,6 @@ class Difference:
         names = ("first", "both", "second")
         sums = {name: [list(jumps) for jumps in one] for name, one in zip(names, self.derivations, strict=True)}
         return {"programs": whose, "rows": {name: list(cells) for name, cells in self.rows}, "derivations": sums}
-
-    def __str__(self) -> str:
-        return f"{plain(self.columns, self.rows)}\n\n{self.reading}"
-
-    def __repr__(self) -> str:
-        return f"<Difference: {self.reading}>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.columns, self.rows, self.reading)
 
 
 def diff(first: Decompiled, second: Decompiled) -> Difference:

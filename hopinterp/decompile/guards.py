@@ -20,6 +20,7 @@ from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import pattern
 from hopinterp.seeds import seeded
+from hopinterp.shown import Row, Shown
 from hopinterp.task import Batch, HopTask
 
 POOR = 0.99
@@ -377,8 +378,8 @@ class Answers:
     same: float
 
 
-@dataclass(frozen=True)
-class Guards:
+@dataclass(frozen=True, repr=False)
+class Guards(Shown):
     """How far guards explain a model whose heads have no fixed rules. Rates are 0 … 1, on fresh sequences.
 
     Attributes:
@@ -408,27 +409,38 @@ class Guards:
     asked: int
     sequences: int
 
-    def __str__(self) -> str:
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["", "wrong", "inputs explained"]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Errors with each kind of rules, and of the controls."""
+        measured = {"fixed rules": self.fixed, "with guards": self.guarded}
+        measured |= {"best place for every input": self.one_by_input, "best two": self.two_by_input}
+        rows = [(name, (percent(seen.error), f"{seen.same:.1%}")) for name, seen in measured.items()]
+        return [("the model itself", (percent(self.own), "–")), *rows]
+
+    @property
+    def reading(self) -> str:
+        """Errors and controls in words, the guards, and what they gain."""
         controls = {"guards shuffled among heads": self.shuffled, "cases permuted among inputs": self.permuted}
         told = [f"{name} {percent(sum(one.error for one in seen) / len(seen))}" for name, seen in controls.items() if seen]
-        lines = [
-            f"{self.model or 'the model'}, k = {self.hops}: own error {percent(self.own)}. {len(self.guards)} of "
-            f"{self.asked} heads that no fixed rule fits have a guard.",
-            f"Fixed rules: {_told(self.fixed)}.",
-            f"With guards: {_told(self.guarded)}; a gain of {percent(self.fixed.error - self.guarded.error)} "
-            f"({100 * self.low:.1f} to {100 * self.high:.1f}){''.join(f'; {one}' for one in told)}.",
-            f"Best place for every input: {_told(self.one_by_input)}; best two: {_told(self.two_by_input)}.",
-            *map(str, self.guards),
-        ]
-        return "\n".join(lines)
+        gain = f"{percent(self.fixed.error - self.guarded.error)} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+        return "\n".join(
+            [
+                *map(str, self.guards),
+                f"Guards gain {gain}{''.join(f'; {one}' for one in told)}.",
+                f"{self.model or 'the model'}, k = {self.hops}: {len(self.guards)} of {self.asked} heads that no fixed rule"
+                f" fits have a guard; {percent(self.fixed.error)} wrong by fixed rules, {percent(self.guarded.error)} with"
+                " guards.",
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; guards as text."""
         return {**asdict(replace(self, guards=())), "guards": [str(guard) for guard in self.guards]}
-
-
-def _told(seen: Answers) -> str:
-    return f"{percent(seen.error)} wrong, {seen.same:.1%} of inputs explained"
 
 
 def measure_guards(

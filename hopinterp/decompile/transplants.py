@@ -24,6 +24,7 @@ from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
 from hopinterp.evidence.remembered import Codec, recall
 from hopinterp.evidence.transplants.pairs import MatchedPairs
 from hopinterp.models.subject import Subject
+from hopinterp.shown import Row, Shown
 from hopinterp.task import Batch
 
 AT_ONCE = 32
@@ -55,8 +56,8 @@ class BlockTransplant:
     lift: Rate
 
 
-@dataclass(frozen=True)
-class BlockTransplants:
+@dataclass(frozen=True, repr=False)
+class BlockTransplants(Shown):
     """Every block's transplant at one k; agreement and lift over all blocks but the last, whose output is the answer."""
 
     hops: int
@@ -65,6 +66,25 @@ class BlockTransplants:
     agreement: Rate
     lift: Rate
     pairs: int
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["", "comes true", "95% interval", "all ways agree", "chance", "vote where not", "best single letter"]
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row a block."""
+        return [(f"block {block.layer}", _cells(block)) for block in self.blocks]
+
+    @property
+    def reading(self) -> str:
+        """How often what the program foretells comes true."""
+        told = f"{self.agreement.value:.0%} ({100 * self.agreement.low:.0f} to {100 * self.agreement.high:.0f})"
+        return (
+            f"k = {self.hops}, {self.pairs} pairs matched in {self.match}: where all ways of the program bring one letter, "
+            f"the answer is that letter in {told}, over all blocks but the last."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -80,6 +100,12 @@ class BlockTransplants:
             "lift": vars(self.lift),
             "blocks": rows,
         }
+
+
+def _cells(block: BlockTransplant) -> tuple[str, ...]:
+    rates = (block.unanimous, block.unrelated, block.vote.value, block.single)
+    interval = f"{100 * block.agreement.low:.0f} – {100 * block.agreement.high:.0f}"
+    return (f"{block.agreement.value:.0%}", interval, *(f"{rate:.0%}".replace("nan%", "–") for rate in rates))
 
 
 def measure_transplants(

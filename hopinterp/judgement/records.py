@@ -25,7 +25,7 @@ from hopinterp.judgement.readings import Control, Resolved
 from hopinterp.judgement.rules import Answer
 from hopinterp.models.subject import ModelLike
 from hopinterp.shown import Row as Row
-from hopinterp.shown import as_html, finite, plain
+from hopinterp.shown import Shown, finite
 from hopinterp.task import HopTask
 from hopinterp.theory.hypotheses import NO_HYPOTHESES, claims, exact, named
 
@@ -108,7 +108,7 @@ def _allowed(hypothesis: str, before: int | None) -> int | None:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Verdict:
+class Verdict(Shown):
     """What a model does at one k, and why we say so. Lists have an entry a block.
 
     `print` it, let a notebook show it, `save` it; `load_verdict` reads it back.
@@ -261,15 +261,6 @@ class Verdict:
             return f"All {len(outcomes)} controls passed."
         return f"{outcomes.count(True)} controls passed; none failed."
 
-    def __str__(self) -> str:
-        return f"{plain(self.columns, self.rows)}\n\n{self.reading}"
-
-    def __repr__(self) -> str:
-        return f"<Verdict: {self.headline}>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.columns, self.rows, self.reading)
-
     def to_json(self) -> dict[str, Any]:
         """All of it but the datasets, as JSON's own types; an undefined number is NaN."""
         names = ("verdict", "form", "hops", "error", "resolved", "attended", "theory")
@@ -362,7 +353,7 @@ def _number(value: float | None) -> float:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Survey:
+class Survey(Shown):
     """The verdict at every k, and whether the insides predict the outside.
 
     Attributes:
@@ -403,15 +394,6 @@ class Survey:
         parts = "; ".join(f"{verdict} at k = {', '.join(map(str, ks))}" for verdict, ks in by_verdict.items())
         unmeasured = [f"k = {k}: no verdict ({why})." for k, why in self.unmeasured.items()]
         return "\n".join([*unmeasured, str(self.capacity), f"{self.model or 'the model'}: {parts}."])
-
-    def __str__(self) -> str:
-        return f"{plain(self.columns, self.rows)}\n\n{self.reading}"
-
-    def __repr__(self) -> str:
-        return f"<Survey: {self.reading.splitlines()[-1]}>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.columns, self.rows, self.reading)
 
     def to_json(self) -> dict[str, Any]:
         """The verdict at every k, and the capacity."""

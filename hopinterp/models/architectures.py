@@ -65,6 +65,12 @@ class Stored:
             ) from None
         return found if self.part is None else found[self.part]
 
+    def write(self, *ours: Tensor) -> Tensor:
+        """The inverse of `read`: their tensor, of our parameter or, where it holds several, of all of them in order."""
+        found = ours[0] if self.part is None else torch.stack(ours)
+        theirs, _, made = self.layout.partition("->")
+        return (rearrange(found, f"{made} -> {theirs}") if self.layout else found).contiguous()
+
 
 def _called(module: nn.Module, tokens: Tensor) -> Tensor:
     found: Tensor = module(tokens)
@@ -212,6 +218,26 @@ def convert(architecture: Architecture, state: Mapping[str, Tensor], sizes: Mapp
     return FusedTransformer(spec, parameters)
 
 
+def state_dict(architecture: Architecture, model: FusedTransformer) -> dict[str, Tensor]:
+    """The inverse of `convert`: a model under the architecture's names.
+
+    Raises:
+        HopInterpError: the model has a parameter that the architecture lacks, and it is not zero.
+    """
+    kept: dict[str, list[tuple[int, Stored, Tensor]]] = {}
+    for ours, tensor in model.parameters.items():
+        if ours == "unembed.W_U" and model.spec.unembed == "identity":
+            continue
+        layer = ours.split(".")[1] if ours.startswith("blocks.") else ""
+        stored = architecture.stored(ours.replace(f"blocks.{layer}.", "blocks.{layer}.", 1) if layer else ours)
+        if stored is not None:
+            kept.setdefault(stored.name.format(layer=layer), []).append((stored.part or 0, stored, tensor.detach().cpu()))
+        elif tensor.any():
+            raise HopInterpError(f"{architecture.name} has no {ours}, and this model's is not zero")
+    ordered = {name: sorted(parts, key=lambda part: part[0]) for name, parts in kept.items()}
+    return {name: parts[0][1].write(*(tensor for *_, tensor in parts)) for name, parts in ordered.items()}
+
+
 def _spec(architecture: Architecture, state: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> ModelSpec:
     """The spec of a state dict without prefix."""
 
@@ -311,19 +337,32 @@ def _from_disk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         is_folder = path.is_dir()
         folder = path if is_folder else path.parent
         kept = [name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
-        has_config = os.path.lexists(folder / "config.json")
     except (OSError, ValueError) as error:
         raise HopInterpError(f"cannot read {path} ({reason(error)})") from None
     if is_folder and not kept:
         raise HopInterpError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+    if is_folder and os.path.lexists(folder / "card.json"):
+        raise HopInterpError(f"{path} is a model directory already: name it wherever a model is wanted")
     state = read_state_dict(folder / kept[0] if is_folder else path)
-    config = read_json(folder / "config.json") if has_config else None
+    config = config_of(folder)
     if not isinstance(config, dict) or "architectures" not in config:
         return state, None
     named = config["architectures"]
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise HopInterpError(f"{folder / 'config.json'} has architectures {named!r:.80}; they are a list of names")
     return state, config
+
+
+def config_of(source: object) -> Any:
+    """What a module's config holds, or the config.json in a directory or beside a file; None where there is none."""
+    if isinstance(source, nn.Module):
+        said = getattr(getattr(source, "config", None), "to_dict", None)
+        return None if said is None else said()
+    if not isinstance(source, str | Path):
+        return None
+    path = Path(source)
+    place = (path if path.is_dir() else path.parent) / "config.json"
+    return read_json(place) if os.path.lexists(place) else None
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -116,6 +116,8 @@ def read_card(directory: Path) -> Card:
         raise HopInterpError(f"{directory} is no model directory: {CARD} is no text ({error.reason})") from None
     except HopInterpError as error:
         reason = str(error).replace(f"{directory / CARD}", CARD)
+        if (directory / WEIGHTS).is_file() and not (directory / CARD).exists():
+            reason += "; what save_pretrained wrote is taken in by `hopinterp import`"
         raise HopInterpError(f"{directory} is no model directory: {reason}") from None
     check_fits(card.spec, card.task)
     return card

@@ -19,6 +19,7 @@ from hopinterp.errors import HopInterpError
 from hopinterp.models import blocks
 from hopinterp.models.blocks import NO_DROPOUT, NO_TAPS, Dropout, HookFunction, HookPoint, Rows, Taps
 from hopinterp.models.spec import ModelSpec
+from hopinterp.shown import Row, Shown
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -32,8 +33,8 @@ _NORM = ("hook_scale", "hook_normalized")
 _IN_ATTENTION = [f"attn.hook_{name}" for name in ("q", "k", "v", "attn_scores", "pattern", "z")]
 
 
-@dataclass(frozen=True, eq=False)
-class FusedTransformer:
+@dataclass(frozen=True, eq=False, repr=False)
+class FusedTransformer(Shown):
     """What a HookedTransformer computes, from the same tensors: one product for Q, K and V of all heads,
     `scaled_dot_product_attention`, library layer norms. Logits and gradients agree to 1e-5.
 
@@ -61,6 +62,23 @@ class FusedTransformer:
         if parameters.keys() != spec.parameter_shapes().keys():
             raise HopInterpError("the model's parameters are not those of its config (pruned or parametrized?)")
         return cls(spec, parameters)
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["", "value"]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The sizes."""
+        return [(name, (str(value),)) for name, value in self.spec.to_dict().items()]
+
+    @property
+    def reading(self) -> str:
+        """Depth, widths and parameters in one line."""
+        spec = self.spec
+        sizes = f"{spec.n_layers} blocks, d_model {spec.d_model}, {spec.n_heads} heads, {spec.n_parameters:,} parameters"
+        return f"{sizes}, on {self.device}{', with hooks' if self.is_hooked else ''}."
 
     @property
     def device(self) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.spec import check_fits
 from hopinterp.progress import Report, counted
 from hopinterp.task import Batch, HopTask
+
+OURS = "hopinterp"
+"""Under this name a config.json that `hub.export` wrote says more than GPT-2's own."""
 
 # Hugging Face's names of functions that TransformerLens calls otherwise; what is in neither, ModelSpec refuses
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "gelu_python": "gelu"}
@@ -95,8 +98,8 @@ def import_gpt2(
     n_heads: int | None = None,
     *,
     n_letters: int | None = None,
-    alphabet_size: int = 4,
-    max_hops: int = 16,
+    alphabet_size: int | None = None,
+    max_hops: int | None = None,
     act_fn: str | None = None,
     report: Report | None = None,
 ) -> tuple[FusedTransformer, HopTask]:
@@ -106,7 +109,8 @@ def import_gpt2(
         source: a file, a `save_pretrained` directory, a module, or a state dict in memory.
         n_heads: needed where no config says it: it cannot be seen from shapes. Checked by what the model then answers
             (see `check_heads`).
-        n_letters: two fewer than the model has positions, as in the paper's code, unless given.
+        n_letters: as the config says where `export` wrote it; else two fewer than positions, as in the paper's code.
+        alphabet_size, max_hops: likewise; else 4 and 16.
         act_fn: gelu_new, as GPT-2 has it, where neither this nor a config says otherwise.
         report: called as numbers of heads are tried.
 
@@ -114,11 +118,60 @@ def import_gpt2(
         HopInterpError: the file, the sizes or the number of heads are wrong.
     """
     model = architectures.read(source, n_heads, act_fn)
-    task = HopTask(max(1, model.spec.n_ctx - 2) if n_letters is None else n_letters, alphabet_size, max_hops)
+    given = {"n_letters": n_letters, "alphabet_size": alphabet_size, "max_hops": max_hops}
+    sizes = {"n_letters": max(1, model.spec.n_ctx - 2)} | _task_said(source)
+    task = HopTask(**(sizes | {name: value for name, value in given.items() if value is not None}))
     check_fits(model.spec, task)
     if n_heads is not None:  # else a config said it
         check_heads(model, task, report=report)
     return model, task
+
+
+def _task_said(source: object) -> dict[str, Any]:
+    """The sizes of the task that a config names, if it is one that `hub.export` wrote."""
+    config = architectures.config_of(source)
+    said = config.get(OURS) if isinstance(config, Mapping) else None
+    task = said.get("task") if isinstance(said, Mapping) else {}
+    if not isinstance(task, Mapping) or task.keys() - {one.name for one in fields(HopTask)}:
+        raise HopInterpError(f"the config's {OURS}.task holds other things than the sizes of a task")
+    return dict(task)
+
+
+def written(model: FusedTransformer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model as a GPT-2: its state dict and its config.json, as `save_pretrained` writes them.
+
+    Raises:
+        HopInterpError: the model is no GPT-2: blocks without MLPs or layer norms, heads that do not fill the width, an
+            unembedding with a bias.
+    """
+    spec = model.spec
+    for wanted, words in (
+        (spec.normalization_type == "LN", "layer norms with weights"),
+        (not spec.attn_only, "MLPs"),
+        (spec.d_head is not None and spec.d_head * spec.n_heads == spec.d_model, "heads that fill the width"),
+    ):
+        if not wanted:
+            raise HopInterpError(f"{GPT2.name} has {words}; this model has not")
+    bare = spec.unembed == "identity"
+    state = architectures.state_dict(GPT2, model)
+    config = {
+        "architectures": ["GPT2Model" if bare else "GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": spec.d_vocab,
+        "n_positions": spec.n_ctx,
+        "n_embd": spec.d_model,
+        "n_layer": spec.n_layers,
+        "n_head": spec.n_heads,
+        "n_inner": spec.d_mlp,
+        "activation_function": spec.act_fn,
+        "layer_norm_epsilon": spec.eps,
+        "scale_attn_weights": spec.use_attn_scale,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+    }
+    return {name if bare or name == "lm_head.weight" else f"transformer.{name}": t for name, t in state.items()}, config
 
 
 def convert(state: Mapping[str, Tensor], n_heads: int, act_fn: str = "gelu_new") -> FusedTransformer:

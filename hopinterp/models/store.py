@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +66,12 @@ def _text(card: Card) -> str:
     return text
 
 
-def check_free(target: Path, overwrite: bool) -> None:
-    """Raise HopInterpError if a model directory could not be written here: ask before the work, not after it."""
+def check_free(target: Path, overwrite: bool, also: Collection[str] = ()) -> None:
+    """Raise HopInterpError if a model directory could not be written here: ask before the work, not after it.
+
+    Args:
+        also: files that may be overwritten beside a model's own two.
+    """
     files.recover(target)
     try:
         if not os.path.lexists(target):
@@ -76,7 +80,7 @@ def check_free(target: Path, overwrite: bool) -> None:
             raise HopInterpError(f"{target} exists; give another --out, or --overwrite")
         if target.is_symlink() or not target.is_dir():
             raise HopInterpError(f"{target} is no directory; it is not overwritten")
-        if {path.name for path in target.iterdir() if not files.leftover(path)} - {WEIGHTS, CARD}:
+        if {path.name for path in target.iterdir() if not files.leftover(path)} - {WEIGHTS, CARD, *also}:
             raise HopInterpError(f"{target} holds more than a model; it is not overwritten")
         if not os.access(target, os.W_OK | os.X_OK):
             raise HopInterpError(f"{target} is read-only; it is not overwritten")

@@ -22,7 +22,7 @@ from hopinterp.models import gpt2 as gpt2  # importing it makes its architecture
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import SITES, HookFunction, Site, intervening, is_changed
 from hopinterp.models.spec import ModelSpec, check_fits, processing
-from hopinterp.shown import legible
+from hopinterp.shown import Row, Shown, legible
 from hopinterp.task import HopTask
 
 ModelLike: TypeAlias = Any
@@ -34,8 +34,8 @@ Logits = Float[Tensor, "batch position d_vocab"]
 Tokens = Int[Tensor, "batch position"]
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
+@dataclass(frozen=True, eq=False, repr=False)
+class Subject(Shown):
     """A model as evidence sees it: sizes, logits, named activations, hooks that come off, an untrained twin.
 
     Activations go by TransformerLens's names (`blocks.0.hook_resid_post`), whatever the model calls them. Of a function
@@ -56,6 +56,28 @@ class Subject:
     name: str = ""
     plain: FusedTransformer | None = None
     config: Any = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["", "value"]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The sizes, where they are known."""
+        names = ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx", "d_vocab", "act_fn", "normalization_type")
+        return [] if self.config is None else [(name, (str(getattr(self.config, name, "–")),)) for name in names]
+
+    @property
+    def reading(self) -> str:
+        """What it is called, what was given, and whether its weights can be used."""
+        if self.config is None:
+            known = "logits alone are known"
+        elif self.weights is not None:
+            known = "its weights are known"
+        else:
+            known = "it runs as it is, with its hooks" if self.plain is not None else "it runs as it is"
+        return f"{self.name or 'a model without a name'}: a {type(self.model).__name__}, {known}."
 
     @classmethod
     def of(cls, model: ModelLike, task: HopTask | None = None, *, n_heads: int | None = None, name: str = "") -> Subject:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.spec import ModelSpec
+from hopinterp.shown import Row, Shown
 from hopinterp.task import HopTask
 from hopinterp.theory.program import (
     BEFORE_COUNT,
@@ -215,13 +216,28 @@ def _gate(gate: Gate, score: float) -> Term:
 # -- weights -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Compiled:
+@dataclass(frozen=True, repr=False)
+class Compiled(Shown):
     """A program, where its fields lie in the residual stream, and the model that runs it."""
 
     program: Program
     subspaces: Subspaces
     model: FusedTransformer
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["field", "coordinates"]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Where each field lies in the residual stream."""
+        return [(name, (f"{where.start} … {where.stop - 1}",)) for name, where in self.subspaces.items()]
+
+    @property
+    def reading(self) -> str:
+        """The size of the model."""
+        return f"A program as weights: {self.model.reading}"
 
 
 @dataclass

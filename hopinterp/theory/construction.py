@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.shown import Row, Shown
 from hopinterp.task import HopTask
 from hopinterp.theory.causal import CausalModel
 from hopinterp.theory.compiler import Subspaces, compile_program
@@ -34,8 +35,8 @@ def construct(task: HopTask, hops: int | None = None, *, algorithm: str = "looku
     return made.fused.spec.build(made.fused.parameters)
 
 
-@dataclass(frozen=True)
-class Construction:
+@dataclass(frozen=True, repr=False)
+class Construction(Shown):
     """A constructed model with everything that is known about it.
 
     Attributes:
@@ -65,6 +66,25 @@ class Construction:
             raise HopInterpError(f"{name} is 0: hop_0 is the identity, which needs no circuit; 1 is the least that is built")
         compiled = compile_program(programs[algorithm](task, hops))
         return cls(algorithm, hops, compiled.program, compiled.model, compiled.subspaces)
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["", "heads", "R"] if self.hops else ["", "heads"]
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row a block: its heads, and the hops that it resolves where that does not hang on the k asked for."""
+        heads = [str(len(block)) for block in self.program.blocks]
+        known = [(str(self.causal.resolved(layer)),) for layer in range(len(heads))] if self.hops else [()] * len(heads)
+        return [(f"block {layer}", (count, *known[layer])) for layer, count in enumerate(heads)]
+
+    @property
+    def reading(self) -> str:
+        """What it computes, and at which size."""
+        asked = "reads k" if self.hops is None else f"k = {self.hops}"
+        spec = self.fused.spec
+        return f"{self.algorithm}, {asked}: {spec.n_layers} blocks, {spec.n_heads} heads, d_model {spec.d_model}, exact."
 
     @property
     def causal(self) -> CausalModel:

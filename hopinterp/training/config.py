@@ -95,6 +95,9 @@ class TrainConfig:
     bf16: bool = _setting(True, "Matrix products in bfloat16; weights and everything else stay float32.")
     compile: bool = _setting(False, "torch.compile, with CUDA graphs on a GPU; not with dropout.")
     tensorboard: bool = _setting(False, "Also write the metrics for TensorBoard (needs its package).")
+    wandb: bool = _setting(
+        False, "Also send the metrics to Weights & Biases (needs the extra wandb); WANDB_MODE=offline keeps them here."
+    )
     seed: int = _setting(0, "Seed of weights, data and dropout.", _SEED)
     checkpoint_every: int = _setting(200, "Steps between checkpoints.", _ONE_OR_MORE)
     keep_every: int = _setting(0, "Keep the model every so many steps, for its dynamics; 0 for never.", _NEVER_OR_EVERY)
@@ -170,8 +173,7 @@ class TrainConfig:
         known = {one.name for one in fields(cls)}
         if not isinstance(given, dict):
             raise HopInterpError(f"the settings of a run are an object; this is {given!r:.80}")
-        # how often things are written changes no weight: a model's card leaves it out
-        if odd := sorted(name for name in known ^ given.keys() if name not in known or not name.endswith("_every")):
+        if odd := sorted(name for name in known ^ given.keys() if name not in known or not only_records(name)):
             raise HopInterpError(f"a run has {len(known)} settings; {odd[0]!r:.80} is missing, or is none of them")
         values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
         return cls(**values)
@@ -183,7 +185,7 @@ class TrainConfig:
         for name, value in self.to_dict().items():
             flag = name.replace("_", "-")
             unchanged = value == getattr(plain, name) and name not in ("layers", "steps", "seed")
-            if unchanged or name.endswith("_every"):  # how often things are written changes no weight
+            if unchanged or only_records(name):
                 continue
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")
@@ -194,6 +196,12 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+def only_records(setting: str) -> bool:
+    """Whether a setting says only what is written of a run, and how often: it changes no weight, and a model's card leaves
+    it out."""
+    return setting.endswith("_every") or setting in ("tensorboard", "wandb")
 
 
 class Preset(NamedTuple):

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hopinterp.models import store
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.progress import Progress, Report
 from hopinterp.signals import held_back
-from hopinterp.training.config import TrainConfig
+from hopinterp.training.config import TrainConfig, only_records
 from hopinterp.training.record import (
     CHECKPOINT,
     CONFIG,
@@ -33,6 +33,7 @@ from hopinterp.training.record import (
     read_config,
     save_checkpoint,
     summary_writer,
+    wandb_package,
     write_in_run,
 )
 from hopinterp.training.run import Run
@@ -67,6 +68,8 @@ def train(
     directory = Path(directory)
     if config.tensorboard:
         summary_writer()
+    if config.wandb:
+        wandb_package()
     with _new(directory):
         run = Run(config, device)
         write_in_run(directory / CONFIG, json.dumps(config.to_dict(), indent=2).encode())
@@ -129,7 +132,7 @@ def resume(
 
 def _check_places(directory: Path) -> None:
     """Raise HopInterpError where a run that goes on could not write all that it will, or not in its own directory."""
-    for place in (directory / SERIES, directory / "tensorboard"):
+    for place in (directory / SERIES, directory / "tensorboard", directory / "wandb"):
         if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
             raise HopInterpError(f"{place} is a symbolic link or no directory; a run writes in its own directory alone")
     series = [path for path in (directory / SERIES).glob("*") if not leftover(path)]
@@ -154,9 +157,9 @@ def _last(config: TrainConfig, directory: Path, device: str | torch.device | Non
 
 
 def _go_on(run: Run, directory: Path | None, report: Report | None) -> FusedTransformer:
-    config, log = run.config, Log(directory, run.config.tensorboard)
+    config, log = run.config, Log(directory, run.config)
     started, first_tokens, before = time.monotonic(), run.tokens, run.seconds
-    with held_back() as stopped:  # between steps a checkpoint is whole
+    with closing(log), held_back() as stopped:  # between steps a checkpoint is whole
         while run.step < config.steps and not stopped():
             loss = run.advance()
             elapsed = time.monotonic() - started
@@ -194,7 +197,7 @@ def _keep_records(run: Run, directory: Path | None, log: Log, loss: float) -> No
 
 
 def _made(run: Run) -> dict[str, Any]:
-    settings = {name: value for name, value in run.config.to_dict().items() if not name.endswith("_every")}
+    settings = {name: value for name, value in run.config.to_dict().items() if not only_records(name)}
     how = f"trained for {run.step} steps by hopinterp"
     return {
         "how": how,

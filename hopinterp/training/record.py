@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hopinterp.training.config import TrainConfig
 from hopinterp.training.run import Run
 
 CONFIG, METRICS, CHECKPOINT, MODEL, SERIES = "config.json", "metrics.jsonl", "checkpoint.pt", "model", "series"
+WANDB = "wandb.id"
 
 
 def read_config(directory: Path) -> TrainConfig:
@@ -28,13 +31,15 @@ def read_config(directory: Path) -> TrainConfig:
 
 
 class Log:
-    """metrics.jsonl, a line a record, appended; and the same for TensorBoard, if asked."""
+    """metrics.jsonl, a line a record, appended; and the same for TensorBoard and for Weights & Biases, if asked."""
 
-    def __init__(self, directory: Path | None, tensorboard: bool) -> None:
+    def __init__(self, directory: Path | None, config: TrainConfig) -> None:
         self.path = directory / METRICS if directory is not None else None
-        self.board = None
-        if directory is not None and tensorboard:
+        self.board = self.remote = None
+        if directory is not None and config.tensorboard:
             self.board = summary_writer()(str(directory / "tensorboard"))
+        if directory is not None and config.wandb:
+            self.remote = _wandb_run(directory, config)
 
     def write(self, run: Run, values: dict[str, Any]) -> None:
         """A record of some values, with where the run is and how well each k goes."""
@@ -44,17 +49,27 @@ class Log:
         record = {"step": run.step, "tokens": run.tokens, "seconds": round(run.seconds, 2), **values}
         record |= {"largest_hops": run.curriculum.largest, "running_errors": running}
         path = self.path
+        named = values | {f"error/{k}": error for k, error in running.items()}
+        numbers = {name: value for name, value in named.items() if isinstance(value, float)}
         if self.board is not None:
-            for name, value in (values | {f"error/{k}": error for k, error in running.items()}).items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, run.step)
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, run.step)
             self.board.flush()
+        if self.remote is not None:
+            self.remote.log(numbers | {"tokens": run.tokens, "largest_hops": run.curriculum.largest}, step=run.step)
 
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise HopInterpError(f"cannot write {path} ({error.strerror}){_can_go_on(path)}") from None
+
+    def close(self) -> None:
+        """Nothing more is written: what was kept back is sent."""
+        if self.board is not None:
+            self.board.close()
+        if self.remote is not None:
+            self.remote.finish()
 
 
 def summary_writer() -> Any:
@@ -64,6 +79,35 @@ def summary_writer() -> Any:
     except ImportError:
         raise HopInterpError("--tensorboard needs its package: pip install tensorboard") from None
     return SummaryWriter
+
+
+def wandb_package() -> Any:
+    """Weights & Biases' package. Raises HopInterpError where it is not installed."""
+    try:
+        import wandb
+    except ImportError:
+        raise HopInterpError("--wandb needs its package, the extra [wandb]: pip install wandb") from None
+    return wandb
+
+
+def _wandb_run(directory: Path, config: TrainConfig) -> Any:
+    """A run at Weights & Biases, kept under the run directory; one that is resumed goes on under the same id."""
+    wandb, kept = wandb_package(), directory / WANDB
+    if not os.path.lexists(kept):
+        write_in_run(kept, secrets.token_hex(8).encode())
+    run_id = read_file(kept, 100).decode("ascii", "replace")
+    if not re.fullmatch("[0-9a-f]{16}", run_id):
+        raise HopInterpError(f"{kept} holds no run's id; remove it, and the run goes on as a new one there")
+    quiet = wandb.Settings(console="off", silent=True)
+    project = os.environ.get("WANDB_PROJECT", "hopinterp")
+    try:
+        return wandb.init(
+            project=project, name=directory.resolve().name, id=run_id, resume="allow", dir=str(directory),
+            config=config.to_dict(), settings=quiet,
+        )  # fmt: skip
+    except (wandb.Error, OSError) as error:
+        why = f"--wandb: {' '.join(str(error).split())[:200]}; WANDB_MODE=offline keeps the records here"
+        raise HopInterpError(f"{why}{_can_go_on(kept)}") from None
 
 
 def forget_after(path: Path, step: int) -> None:
@@ -106,12 +150,13 @@ def read_checkpoint(directory: Path, config: TrainConfig) -> dict[str, Any]:
     if seal != _sealed(data):
         raise HopInterpError(f"{path} is damaged: its digest is not that of what it holds; the run cannot go on from it")
     state: dict[str, Any] = torch_files.unpack(data, path)
-    kept, now = json.loads(state["config"]), json.loads(json.dumps(config.to_dict()))
-    if changed := [name for name in {**kept, **now} if kept.get(name) != now.get(name)]:
+    # one that an earlier version wrote lacks what only this one has
+    kept, now = TrainConfig.from_dict(json.loads(state["config"])).to_dict(), config.to_dict()
+    if changed := [name for name in now if kept[name] != now[name]]:
         name = changed[0]
         raise HopInterpError(
-            f"{directory / CONFIG} is not the one that the run was started with: {name} is {now.get(name)!r:.40}, and was "
-            f"{kept.get(name)!r:.40}"
+            f"{directory / CONFIG} is not the one that the run was started with: {name} is {now[name]!r:.40}, and was "
+            f"{kept[name]!r:.40}"
         )
     return state
 

@@ -116,6 +116,7 @@ def test_help_names_every_command_in_order_of_use(run, monkeypatch):
             "train": "Train a model of the task, or go on with a run that was interrupted.",
             "construct": "Write a model whose weights are set by hand",
             "import": "Import a Hugging Face GPT-2 checkpoint of the task, exactly.",
+            "export": "Write a model as the Hugging Face Hub keeps them, to share it",
             "models": "List the models that can be named",
         },
         "Look at it": {

@@ -75,3 +75,20 @@ def test_bad_constructions_get_one_line_and_nothing_is_written(refused, model, t
     assert model.exists()
     assert words in refused("construct", *arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_export_and_back(run, run_json, refused, model, tmp_path):
+    status, out, _ = run("export", model, "--out", tmp_path / "shared", "--license", "mit")
+    assert status == 0
+    assert "README.md, card.json, config.json, model.safetensors" in out
+    assert store.read_card(tmp_path / "shared") == store.read_card(model)
+    assert run("eval", tmp_path / "shared", "--hops", 1, "--sequences", 2)[0] == 0
+    found = run_json("export", model, "--layout", "gpt2", "--out", tmp_path / "gpt2")
+    assert found["files"] == ["README.md", "config.json", "model.safetensors"]
+    assert run("import", tmp_path / "gpt2", "--out", tmp_path / "again")[0] == 0
+    weights = [(place / "model.safetensors").read_bytes() for place in (model, tmp_path / "again")]
+    assert weights[0] == weights[1]
+    assert "--layout is 'onnx'; it is one of hopinterp, gpt2" in refused(
+        "export", model, "--layout", "onnx", "--out", tmp_path / "x"
+    )
+    assert "exists" in refused("export", model, "--out", tmp_path / "shared")

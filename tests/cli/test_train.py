@@ -85,8 +85,15 @@ def test_every_option_reaches_the_run(run, tmp_path):
     }
     wanted |= {"keep_every": 2, "log_every": 2, "eval_every": 2}
     typed = [part for name, value in wanted.items() for part in (f"--{name.replace('_', '-')}", value)]
-    typed += ["--short-until", 0, 0, "--no-curriculum", "--no-bf16", "--no-compile", "--no-tensorboard"]
+    typed += ["--short-until", 0, 0, "--no-curriculum", "--no-bf16", "--no-compile", "--no-tensorboard", "--no-wandb"]
     assert run("train", "--out", tmp_path / "r", *typed)[0] == 0
-    wanted |= {"short_until": (0.0, 0.0), "curriculum": False, "bf16": False, "compile": False, "tensorboard": False}
+    wanted |= {
+        "short_until": (0.0, 0.0),
+        "curriculum": False,
+        "bf16": False,
+        "compile": False,
+        "tensorboard": False,
+        "wandb": False,
+    }
     assert read_config(tmp_path / "r") == TrainConfig(**wanted)
     assert wanted.keys() == {one.name for one in fields(TrainConfig)}

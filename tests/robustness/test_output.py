@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": ("verify", "m", "--hops", 1, "--sequences", 20, "--report", "r.html"),
     "construct": (*CONSTRUCT, "--overwrite"),
     "import": ("import", "s.pt", "--heads", 1, "--letters", 6, "--alphabet", 3, "--max-hops", 1, "--out", "i"),
+    "export": ("export", "m", "--out", "e"),
     "train": (*TRAIN, "--out", "t"),
 }
 JSON = {name: words for name, words in COMMANDS.items() if name != "train"}

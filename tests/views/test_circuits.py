@@ -1,5 +1,7 @@
 """CircuitsVis pictures show the patterns that the model has, and ask the network for nothing."""
 
+import base64
+import gzip
 import json
 import re
 import socket
@@ -114,13 +116,26 @@ def test_nothing_asks_the_network(example, monkeypatch):
     asked.clear()
     html = circuits.attention_heads(example)._repr_html_()
     assert not asked
-    assert html.count("var CircuitsVis=") == 1
-    assert "unpkg" not in html
-    assert "sourceMappingURL" not in html
-    assert html.count("</script") == 1  # the bundle does not close the element that it stands in
-    ours = html.replace(circuits.bundled_script(), "")
-    assert len(html) - len(ours) > 1_000_000
+    ours = html.replace(circuits.packed_script(), "")
+    assert len(html) - len(ours) < 600_000
     assert "http" not in ours
+    script = circuits.bundled_script()
+    assert gzip.decompress(base64.b64decode(circuits.packed_script())).decode() == script
+    assert script.count("var CircuitsVis=") == 1
+    assert "unpkg" not in script
+    assert "sourceMappingURL" not in script
+    assert "</script" not in script  # it does not close an element that it stands in
+
+
+def test_it_draws_itself_offline(example, browser):
+    """As a notebook's cell does: twice on one page, from the packed script."""
+    pictures = [circuits.attention_heads(example), circuits.attention_pattern(example, 1, 0, find=2)]
+    page = f"<html><head></head><body>{''.join(one._repr_html_() for one in pictures)}</body></html>"
+    visit = browser(page, "await wait(1500); result.drawn = document.querySelectorAll('canvas').length;")
+    assert not visit.problems
+    assert not visit.requested
+    assert visit.result["drawn"] > len(example.patterns[0])
+    assert repr(pictures[0]) == "<Picture: CircuitsVis AttentionHeads, 21 tokens>"
 
 
 def test_pictures_on_one_page_have_their_own_places(example):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hopinterp.errors import HopInterpError
 from hopinterp.seeds import seeded
+from hopinterp.shown import Row, Shown
 from hopinterp.task import Batch, HopTask
 from hopinterp.whole import whole
 
@@ -20,8 +21,11 @@ _ROUNDS = 200  # of drawing, before a request counts as one that cannot be met
 _LEAST_ROUND = 64
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
+_SHOWN = 8  # pairs of the table
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pairs(Shown):
     """Clean sequences and their counterfactuals, and the one position of each pair whose answer is watched.
 
     Attributes:
@@ -56,6 +60,27 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.position)
+
+    @property
+    def columns(self) -> list[str]:
+        """Over `rows`."""
+        return ["pair", "i", "right", "wrong", *(["changed"] if self.link is not None else [])]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The first few pairs: the watched position, both answers, and of one-link pairs which link was changed."""
+        name, shown = self.clean.task.token_name, range(min(len(self), _SHOWN))
+        links = [] if self.link is None else [f"find^{j}(i)" for j in self.link[:_SHOWN].tolist()]
+        answers = zip(
+            self.position[:_SHOWN].tolist(), self.right[:_SHOWN].tolist(), self.wrong[:_SHOWN].tolist(), strict=True
+        )
+        cells = [(str(i), name(right), name(wrong)) for i, right, wrong in answers]
+        return [(str(n), (*cells[n], *links[n : n + 1])) for n in shown]
+
+    @property
+    def reading(self) -> str:
+        """How many pairs of which kind."""
+        return f"{len(self)} {self.kind} pairs, k = {self.hops}; {self.redrawn:.0%} of the sequences were drawn again."
 
     @property
     def hops(self) -> int:
