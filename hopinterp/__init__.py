@@ -12,4 +12,7 @@ torch nor TransformerLens.
 
 import lazy_loader
 
+__version__ = "0.1.0"
+"""The one place that says it: pyproject.toml reads it here, and an installed package's metadata follow."""
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -55,3 +55,5 @@ from .views import trends as trends
 from .views.programs import derivation_tree as derivation_tree
 from .views.programs import hop_table as hop_table
 from .views.report import write_report as write_report
+
+__version__: str
