@@ -8,7 +8,7 @@ from typing import Any
 import hopinterp
 
 sys.path.insert(0, str(Path(__file__).parent))
-import generated  # noqa: E402 (it stands beside this file)
+import generated
 
 project = "hopinterp"
 author = "The hopinterp authors"
