@@ -89,10 +89,12 @@ def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
 
 
 def fill(_app: Any, _page: str, source: list[str]) -> None:
-    """Put generated text where a page asks for it."""
-    for name in ("commands", "notebooks"):
-        if (place := f"{{{{ {name} }}}}") in source[0]:
-            source[0] = source[0].replace(place, getattr(generated, name)())
+    """Put generated text where a page asks for it: {{ commands }}, {{ notebooks }}, {{ api ROOM }}."""
+    source[0] = re.sub(
+        r"\{\{ (commands|notebooks|api) ?([\w.]*) \}\}",
+        lambda asked: getattr(generated, asked[1])(*filter(None, [asked[2]])),
+        source[0],
+    )
 
 
 def setup(app: Any) -> None:
