@@ -8,8 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import pytest
-
 import hopinterp
 
 ROOT = Path(__file__).parents[1]
@@ -35,9 +33,8 @@ class Page(HTMLParser):
             self.loaded += [given[name] for name in LOADED.get(tag, ()) if name in given]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    target = tmp_path_factory.mktemp("site")
+def built(target: Path) -> Path:
+    """The site, in a folder of `target`."""
     command = [
         sys.executable,
         "-m",
@@ -56,12 +53,8 @@ def site(tmp_path_factory):
     return target / "html"
 
 
-@pytest.fixture(scope="module")
-def pages(site):
-    return {path: Page(path) for path in site.rglob("*.html")}
-
-
-def test_every_link_leads_to_a_page_and_an_anchor(site, pages):
+def broken_links(site: Path, pages: dict[Path, Page]) -> list[str]:
+    """Links to files or anchors that are not there."""
     broken = []
     for path, page in pages.items():
         for link in page.links + page.loaded:
@@ -69,26 +62,35 @@ def test_every_link_leads_to_a_page_and_an_anchor(site, pages):
             if parts.scheme in ("https", "http", "data", "mailto"):
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            known = target in pages and unquote(parts.fragment) not in pages[target].anchors
-            if not target.is_file() or known:
+            missed = target in pages and unquote(parts.fragment) not in pages[target].anchors
+            if missed or not target.is_file():
                 broken.append(f"{path.relative_to(site)} → {link}")
-    assert len(pages) > 20
-    assert not broken
+    return broken
 
 
-def test_nothing_is_loaded_from_elsewhere(site, pages):
+def fetched_from_elsewhere(site: Path, pages: dict[Path, Page]) -> list[str]:
+    """What pages and style sheets would ask a server for."""
     fetched = {link for page in pages.values() for link in page.loaded}
     assert any(link.startswith("_static/") for link in fetched)
     for sheet in site.rglob("*.css"):
-        fetched |= set(re.findall(r"url\(['\"]?([^'\")]+)|@import ['\"]([^'\"]+)", sheet.read_text(encoding="utf-8")))
-    assert not [link for link in fetched if re.match(r"(?:https?:)?//", "".join(link))]
+        found = re.findall(r"url\(['\"]?([^'\")]+)|@import ['\"]([^'\"]+)", sheet.read_text(encoding="utf-8"))
+        fetched |= {"".join(one) for one in found}
+    return [link for link in fetched if re.match(r"(?:https?:)?//", link)]
 
 
-def test_every_public_name_has_its_place(site):
+def without_a_place(site: Path) -> list[str]:
+    """Public names that no page of the API describes."""
     text = "".join(path.read_text(encoding="utf-8") for path in (site / "api").glob("*.html"))
-    missing = [
-        name
-        for name in vars(hopinterp)["__all__"]
-        if f'id="hopinterp.{name}"' not in text and f'id="module-hopinterp.views.{name}"' not in text
+    names = vars(hopinterp)["__all__"]
+    return [
+        name for name in names if f'id="hopinterp.{name}"' not in text and f'id="module-hopinterp.views.{name}"' not in text
     ]
-    assert not missing, f"name them on a page of docs/api: {missing}"
+
+
+def test_the_site_builds_and_holds_together(tmp_path):  # one test: two workers would build it twice
+    site = built(tmp_path)
+    pages = {path: Page(path) for path in site.rglob("*.html")}
+    assert len(pages) > 20
+    assert not broken_links(site, pages)
+    assert not fetched_from_elsewhere(site, pages)
+    assert not without_a_place(site)
