@@ -38,7 +38,7 @@ COLON, NO_SPACE = "\0", "\u200b"
 NOT_OURS = ("Tensor", "HookedTransformer", "Path", "Card", "Table", "ModelLike", "Hops")
 PUBLIC: dict[str, str] = {}
 """Where a public name is defined, and by which name it is documented."""
-for _name in vars(hopinterp)["__all__"]:
+for _name in dir(hopinterp):
     _object = getattr(hopinterp, _name)
     if hasattr(_object, "__qualname__"):
         PUBLIC[f"{_object.__module__}.{_object.__qualname__}"] = f"hopinterp.{_name}"

@@ -81,9 +81,10 @@ def fetched_from_elsewhere(site: Path, pages: dict[Path, Page]) -> list[str]:
 def without_a_place(site: Path) -> list[str]:
     """Public names that no page of the API describes."""
     text = "".join(path.read_text(encoding="utf-8") for path in (site / "api").glob("*.html"))
-    names = vars(hopinterp)["__all__"]
     return [
-        name for name in names if f'id="hopinterp.{name}"' not in text and f'id="module-hopinterp.views.{name}"' not in text
+        name
+        for name in dir(hopinterp)
+        if f'id="hopinterp.{name}"' not in text and f'id="module-hopinterp.views.{name}"' not in text
     ]
 
 
