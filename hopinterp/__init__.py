@@ -10,6 +10,9 @@ The public names stand in `__init__.pyi`, once. Each is imported when it is firs
 torch nor TransformerLens.
 """
 
+__version__ = "0.1.0"
+"""The one place that says it: pyproject.toml reads it here, and an installed package's metadata follow."""
+
 
 def _attach():
     """Read the stub, when a public name is first used: the command imports this package before it can answer a signal."""

@@ -56,3 +56,5 @@ from .views import plot as plot
 from .views import tables as tables
 from .views.report import write_report as write_report
 from .views.show import show as show
+
+__version__: str

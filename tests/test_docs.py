@@ -21,12 +21,13 @@ def _architectures_restored():
 
 
 @pytest.mark.usefixtures("_architectures_restored")
-def test_extending_runs_from_top_to_bottom():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+@pytest.mark.parametrize(("page", "count"), [("extending.md", 3), ("bring-a-model.md", 6)])
+def test_a_guide_runs_from_top_to_bottom(page, count):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == count
     names = {"__name__": "docs"}
     for block in blocks:
-        exec(compile(block, "extending.md", "exec"), names)
+        exec(compile(block, page, "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -17,8 +17,9 @@ import torch
 from hopinterp import files
 from hopinterp.errors import HopInterpError
 from hopinterp.models import architectures, gpt2, store
-from hopinterp.models.card import CARD, WEIGHTS, Card
+from hopinterp.models.card import Card
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.places import CARD, WEIGHTS
 from hopinterp.shown import legible
 
 CONFIG, README = "config.json", "README.md"
