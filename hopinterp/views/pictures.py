@@ -18,6 +18,7 @@ from hopinterp.views.style import scheme
 _PIXELS_AN_INCH = 110  # at which a figure's text has the size of the page's
 _LARGEST = 200_000  # characters of a vector graphic; numbers in hundreds of cells are smaller as pixels
 _COARSE, _FINE = 130, 220  # dots an inch of bitmaps
+_SVG = "data:image/svg+xml;base64,"
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,24 @@ def pictures(plates: Callable[[], Iterable[Plate]], sharp: bool = True) -> list[
     Args:
         sharp: as vector graphics, or fine bitmaps where these are smaller; else as bitmaps for a page that has very many.
     """
-    drawn = {name: _drawn(name, plates, sharp) for name in ("light", "dark")}
+    with scheme("light"):
+        light = [(plate, _smaller(plate.figure) if sharp else _pixels(plate.figure, _COARSE)) for plate in plates()]
+    with scheme("dark"):
+        dark = [_like(data, plate.figure, sharp) for (_, data), plate in zip(light, plates(), strict=True)]
     return [
-        Picture(plate.title, light, dark, plate.shows, plate.caption, round(plate.figure.get_figwidth() * _PIXELS_AN_INCH))
-        for (plate, light), (_, dark) in zip(drawn["light"], drawn["dark"], strict=True)
+        Picture(plate.title, data, other, plate.shows, plate.caption, round(plate.figure.get_figwidth() * _PIXELS_AN_INCH))
+        for (plate, data), other in zip(light, dark, strict=True)
     ]
 
 
-def _drawn(name: str, plates: Callable[[], Iterable[Plate]], sharp: bool) -> list[tuple[Plate, str]]:
-    with scheme(name):
-        return [(plate, _data(plate.figure, sharp)) for plate in plates()]
-
-
-def _data(figure: Figure, sharp: bool) -> str:
-    if not sharp:
-        return _pixels(figure, _COARSE)
+def _smaller(figure: Figure) -> str:
     vector = _vector(figure)
     return vector if len(vector) <= _LARGEST else _pixels(figure, _FINE)
+
+
+def _like(light: str, figure: Figure, sharp: bool) -> str:
+    """In the form that the light one has: to find out anew which is smaller would cost seconds."""
+    return _vector(figure) if light.startswith(_SVG) else _pixels(figure, _FINE if sharp else _COARSE)
 
 
 def _vector(figure: Figure) -> str:
@@ -70,7 +72,7 @@ def _vector(figure: Figure) -> str:
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "hopinterp"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = re.sub(rb"\s*<!DOCTYPE.*?>", b"", buffer.getvalue(), flags=re.DOTALL)
-    return f"data:image/svg+xml;base64,{base64.b64encode(text).decode()}"
+    return _SVG + base64.b64encode(text).decode()
 
 
 def _pixels(figure: Figure, dpi: int) -> str:
