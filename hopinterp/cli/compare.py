@@ -79,7 +79,7 @@ def compare(
     verdicts = _verdicts(opened, asked, sequences, seed) if verify else {}
     difference = _difference(opened, ks[0], sequences, seed) if program else None
     overlay(plot, dpi, found)
-    kept = keep_datasets({f"eval_{number}": one for number, one in enumerate(found.values(), 1)})
+    kept = keep_datasets({"compare": compared})
     if as_json:
         said: dict[str, Any] = {
             "models": {

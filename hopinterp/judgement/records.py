@@ -201,7 +201,7 @@ class Verdict(Shown):
             paced = {"full": ", at full pace", "slack": ", with depth to spare"}
             reached = ", ".join(map(str, self.reach))
             return f"{start}{paced.get(self.pace or '', '')}. Blocks reach {reached} of at most {most} hops."
-        return f"{start}. Blocks resolve {hops_text(self.resolved['transplant'])} hops; {self._theory_text()}."
+        return f"{start}. Blocks stand for {hops_text(self.resolved['transplant'])} hops; {self._theory_text()}."
 
     def _theory_text(self) -> str:
         told = self.form or self.verdict

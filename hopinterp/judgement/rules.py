@@ -123,21 +123,21 @@ def _course(hypothesis: Hypothesis, blocks: tuple[Block, ...], hops: int) -> Cou
     for block in blocks:
         longer = []
         objections: list[str] = []
+        short: list[int] = []
         for course in courses:
             for r in hypothesis.grows(course[-1], hops) if course else hypothesis.holds(0):
-                objection = _objection(block, r, hops, last=block is blocks[-1])
-                (objections.append(objection) if objection else longer.append([*course, r]))
+                if block is blocks[-1] and r < hops:
+                    short.append(r)
+                elif objection := block.objection(r):
+                    objections.append(objection)
+                else:
+                    longer.append([*course, r])
         if not longer:
+            reached = f"{min(short)} to {max(short)}" if len({*short}) > 1 else str(*{*short})
+            objections += [f"it would have resolved {reached} of {hops} hops, and the model answers"] if short else []
             return None, f"{name} fails at block {block.layer}: {objections[0]}."
         courses = longer
     return courses[0], f"{name} stands: {', '.join(map(str, courses[0]))}."
-
-
-def _objection(block: Block, r: int, hops: int, last: bool) -> str:
-    """Why a block cannot have resolved exactly r hops; empty if nothing says so."""
-    if last and r < hops:
-        return f"it would have resolved {r} of {hops} hops, and the model answers"
-    return block.objection(r)
 
 
 def _told(courses: Mapping[str, Course], standing: set[str]) -> list[str]:

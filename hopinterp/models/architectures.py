@@ -185,7 +185,7 @@ def convert(architecture: Architecture, state: Mapping[str, Tensor], sizes: Mapp
         HopInterpError: not the architecture's state dict, sizes that do not fit each other, numbers that are not finite.
     """
     if "n_heads" not in sizes:
-        raise HopInterpError("the shapes of a state dict do not show the number of heads: give it, as n_heads=4")
+        raise HopInterpError("the shapes of a state dict do not show the number of heads: give it (n_heads=4; --heads 4)")
     tied = dict(sizes).pop("tied", False)
     state = _strip_prefix(architecture, state)
     unembed = architecture.stored("unembed.W_U")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,12 @@ def find(name: str | Path) -> Path:
     names = {path.name: path for path in list_models()}
     if str(name) in names:
         return names[str(name)]
+    if directory.is_file():
+        raise HopInterpError(f"{str(name)!r} is a file, not a model directory: `hopinterp import` makes one of a checkpoint")
     known = ", ".join(names) or "none are shipped"
-    raise HopInterpError(f"no model {str(name)!r}: it is neither a directory nor a shipped model ({known})")
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise HopInterpError(f"no model {str(name)!r}: it is neither a directory nor a shipped model ({known}){hint}")
 
 
 def list_models(directory: str | Path | None = None) -> list[Path]:

@@ -81,10 +81,10 @@ def test_a_notebook_shows_the_same(verdict):
     [
         ({"verdict": "none", "form": None}, "k = 4: none. Its error is 0.0%."),
         ({"form": None} | BY_BLOCKS, "theory: doubling 0, 1, 2–3, 4; sequential 0, 1, 2, 3."),
-        (BY_BLOCKS, "k = 4: doubling (successor). Blocks resolve 0, 1, 3, 4 hops; theory 0, 1, 3, 4."),
+        (BY_BLOCKS, "k = 4: doubling (successor). Blocks stand for 0, 1, 3, 4 hops; theory 0, 1, 3, 4."),
         (
             {"verdict": "sequential", "form": None} | BY_BLOCKS,
-            "k = 4: sequential. Blocks resolve 0, 1, 3, 4 hops; theory 0, 1, 2, 3.",
+            "k = 4: sequential. Blocks stand for 0, 1, 3, 4 hops; theory 0, 1, 2, 3.",
         ),
         (
             {"pace": "slack"},
