@@ -75,8 +75,8 @@ def import_(
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
     heads: Annotated[int | None, whole("Attention heads, which a state dict does not show; a config's by default.")] = None,
     letters: Annotated[int | None, whole("Letters in a sequence; two fewer than positions by default.")] = None,
-    alphabet: Annotated[int | None, whole("Size of the alphabet; 4 unless a config says other.")] = None,
-    max_hops: Annotated[int | None, whole("The largest k; 16 unless a config says other.")] = None,
+    alphabet: Annotated[int | None, whole("Size of the alphabet; 4 by default, unless a config says other.")] = None,
+    max_hops: Annotated[int | None, whole("The largest k; 16 by default, unless a config says other.")] = None,
     act: Annotated[
         str | None,
         typer.Option(help="The MLP's activation: gelu_new (the default, unless a config says other), gelu or relu."),
@@ -104,7 +104,9 @@ def export(
         str,
         typer.Option(help="hopinterp: a model directory with the Hub's files; gpt2: as save_pretrained writes a GPT-2."),
     ] = "hopinterp",
-    license_: Annotated[str | None, typer.Option("--license", help="Its name in the model card: mit, say.")] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Its name in the model card: mit, say; none by default.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace such a directory that is there.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -123,8 +123,8 @@ class Picture:
         """The picture as HTML.
 
         Args:
-            bundle: with CircuitsVis's script, packed (1.3 MB as 0.5). A page needs it once, before the first picture: see
-                `bundled_script`.
+            bundle: with CircuitsVis's script, packed (1.3 MB as 0.5). Without it the page must have run `bundled_script`
+                before.
         """
         props = script_json(self.props)
         # notebooks that are shown on one page have counters of their own

@@ -19,7 +19,7 @@ def test_decompile_json_and_files(run_json, doubling, tmp_path):
     files = ("--out", tmp_path / "p", "--report", tmp_path / "p.html")
     found = run_json("decompile", doubling, "--hops", 4, "--sequences", 20, *files)
     assert (found["model"], found["hops"], found["derivations"], found["explained"]) == ("s", 4, [[4]], True)
-    assert found.pop("wrote") == [str(tmp_path / "p")]
+    assert found.pop("wrote") == [str(tmp_path / "p.html"), str(tmp_path / "p")]
     assert load_decompiled(tmp_path / "p").to_json() == found
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert "<dt>Command</dt><dd><code>hopinterp decompile " in page

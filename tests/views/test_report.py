@@ -560,7 +560,7 @@ def test_a_picture_works_in_a_notebook_page(browser, made):
     batch = TASK.sample(1, hops=4, seed=0)
     example = circuits.read_example(made, batch)
     first = circuits.attention_heads(example, layers=[2])._repr_html_()
-    second = circuits.attention_pattern(example, 2, 0, find=2).html(bundle=False)
+    second = circuits.attention_pattern(example, 2, 0, find=2)._repr_html_()
     html = f"<html><head></head><body>{first}{second}</body></html>"
     visit = browser(html, "await wait(1500); result.drawn = document.querySelectorAll('canvas').length;")
     assert visit.problems == []

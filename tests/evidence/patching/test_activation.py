@@ -137,6 +137,7 @@ def test_the_chain_picture_names_its_control_and_counts_its_pairs(depth3, short_
         "hops": 2, "site": "resid_post", "by": "chain", "direction": "noising", "pairs": "resample", "sequences": 30,
         "redrawn": found.attrs["redrawn"], "level": 0.95, "bar": 0.375,
         "weights": "layer norm with its weights; W_U not centred; writing weights not centred; b_V not zero",
+        "model_digest": Subject.of(depth3).weights_for("its digest").digest(),
     }  # fmt: skip
     assert found.effect.dims == ("metric", "layer", "hop", "where")
     assert int(found.pairs.sel(hop=0, where="at")) == 30

@@ -170,7 +170,7 @@ def test_progress_reaches_its_end(small_model, small_task, pairs):
     seen = []
     attribution_patch(small_model, small_task, 2, pairs=pairs, report=seen.append)
     ends = {now.what: (now.done, now.total) for now in seen}
-    assert ends == {"gradients": (40, 40), "patching": (40, 40)}
+    assert ends == {"gradients": (40, 40), "patching": (40, 40), "intervals": (3, 3)}
 
 
 @pytest.mark.parametrize("settings", [{"by": "chain"}, {"exact": False, "site": "resid_mid"}])
