@@ -162,18 +162,20 @@ class LiveRunner:
         """With the clean runs and what stands in, on the places of k hops."""
         places = tuple(Place(at, back) for back in (0, 1) for at in range(hops + 1))
         position = pairs.places(places)
-        x = model.embed(pairs.batch.tokens[:, : int(position.max()) + 1])
+        used, within = torch.cat([pairs.base, pairs.partner]).unique(return_inverse=True)
+        base, other = within.split(len(pairs.base))
+        x = model.embed(pairs.batch.tokens[used, : int(position.max()) + 1])
         # nothing after the last place of a pair is seen: rows of the stream whose every head output is the partner's
         pair, seen = (torch.arange(x.shape[1]) <= position.flatten(1).amax(1)[:, None]).nonzero().T
-        off = x[pairs.base[pair], seen]
+        off = x[base[pair], seen]
         row = torch.zeros(len(pairs.base), x.shape[1], dtype=torch.long).index_put((pair, seen), torch.arange(len(pair)))
         there = row[torch.arange(len(row))[:, None, None], position].permute(2, 0, 1)
-        partner = pairs.partner[:, None, None]
+        partner = other[:, None, None]
         keys, values, values_there, others, streams = [], [], [], [], []
         for layer in range(model.spec.n_layers):
             q, k, v = model.qkv(model.norm(x, f"blocks.{layer}.ln1"), layer)
             z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=model.scale)
-            keys.append(k[pairs.base].permute(1, 0, 3, 2).contiguous())
+            keys.append(k[base].permute(1, 0, 3, 2).contiguous())
             by_position = z.transpose(1, 2)
             others.append(by_position[partner, position].permute(2, 0, 1, 3, 4).contiguous())
             off_values = values_at(model, model.norm(off, f"blocks.{layer}.ln1"), layer)
@@ -182,7 +184,7 @@ class LiveRunner:
             streams.append(off[there])
             if layer + 1 < model.spec.n_layers:
                 x = model.block_end(x + model.attn_out(z, layer), layer)
-                aside = by_position[pairs.partner[pair], seen]
+                aside = by_position[other[pair], seen]
                 off = model.block_end(off + attn_out_at(model, aside, layer), layer)
         last = model.spec.n_layers - 1
         streams.append(model.block_end(streams[last][:1] + attn_out_at(model, others[last][:1], last), last))
