@@ -335,7 +335,8 @@ def transplant_reading(found: xr.Dataset) -> str:
     key = f'How often (IIA, {pairs}) the answer at i, once the output at i is another sequence\'s, is what "r hops done"'
     key += " predicts: carried was the position (pointer), letter and position (content), letter and occurrence number"
     key += f" (occurrence). It stands for what closes more than {100 * found.attrs['margin']:.0f}% of the gap from chance to"
-    key += " 1, and beats every other r" + (" (*)" if bool((found.best >= 0).any()) else "") + "."
+    stand = bool((found.best >= 0).any())
+    key += f" 1, and beats every other r{' (*)' if stand else ''}."
     key += " Share: how much of the gap the closest prediction closes."
     if any(_unmoved(unit) for _, unit in _units(found)):
         key += f" No effect: at least {100 * _STAYS:.0f}% of the answers stay what they were without it (pointer, r = 0)."
@@ -343,7 +344,8 @@ def transplant_reading(found: xr.Dataset) -> str:
         f"{name} {_stands_for(unit)}" + (f" ({float(unit.share):.2f})" if int(unit.best) >= 0 else "")
         for name, unit in _units(found)
     ]
-    return f"{key}\nAt k = {hops}: {', '.join(parts)}. In brackets: how much of the gap."
+    brackets = " In brackets: how much of the gap." if stand else ""
+    return f"{key}\nAt k = {hops}: {', '.join(parts)}.{brackets}"
 
 
 def ruled_table(*columns: str) -> Table:

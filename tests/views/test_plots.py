@@ -219,6 +219,7 @@ def test_a_share_has_its_own_interval_and_what_moves_nothing_is_said_to(small_mo
     key = tables.transplant_reading(found)
     assert "No effect: at least 95% of the answers stay" in key
     assert "(*)" not in key
+    assert "In brackets" not in key
     found["best"].loc[one] = 2
     cells = [list(column.cells) for column in tables.transplant_table(found).columns[5:]]
     assert [(r, row) for r, column in enumerate(cells) for row, cell in enumerate(column) if "*" in cell] == [(2, 7)]
