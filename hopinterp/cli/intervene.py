@@ -104,8 +104,7 @@ def patch(
             subject, task, hops, site=site, link=link, position=position, **settings,
             sequences=sequences, seed=seed, memory=memory * 2**20, report=report,
         )  # fmt: skip
-    title = f"{subject.name}, k = {hops}: {found.attrs['direction']} {site}, {pairs} pairs"
-    draw(plot, dpi, "light_cone" if by == "chain" else "patch_heatmap", found, metric=metric, title=title)
+    draw(plot, dpi, "light_cone" if by == "chain" else "patch_heatmap", found, metric=metric)
     kept = keep_datasets({"patch": found})
     if as_json:
         print_json(tables.patch_json(found, metric), plot, *kept)
@@ -149,7 +148,7 @@ def transplant(
             subject, task, hops, layer, heads=heads, match=match, next_agrees=next_agrees,
             sequences=sequences, seed=seed, report=report,
         )  # fmt: skip
-    draw(plot, dpi, "iia_by_r", found, title=f"{subject.name}, k = {hops}: what a block's output stands for")
+    draw(plot, dpi, "iia_by_r", found)
     kept = keep_datasets({"transplant": found})
     if as_json:
         print_json(tables.transplant_json(found), plot, *kept)

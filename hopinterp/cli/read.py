@@ -97,7 +97,7 @@ def attention(
     subject, task = open_model(model, device, plot)
     with working("reading attention patterns") as report:
         found = align(subject, task, hops, sequences, seed, report=report)
-    draw(plot, dpi, "alignment_heatmap", found, k=hops, title=f"{subject.name}: alignment with find^j (cosine), k = {hops}")
+    draw(plot, dpi, "alignment_heatmap", found, k=hops)
     kept = keep_datasets({"attention": found})
     one = found.sel(hops=hops)
     if as_json:
@@ -140,8 +140,7 @@ def probe(
             subject, task, hops, layers=layer, **settings, furthest=task.max_hops if furthest is None else furthest,
             train_sequences=train_sequences, sequences=sequences, seed=seed, report=report,
         )  # fmt: skip
-    title = f"{subject.name}, k = {hops}: {target} at find^j(i), read from block ℓ"
-    draw(plot, dpi, "probe_staircase", found, title=title)
+    draw(plot, dpi, "probe_staircase", found)
     kept = keep_datasets({"probe": found})
     if as_json:
         print_json(tables.probe_json(found), plot, *kept)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.derivations import ValueTree
-from hopinterp.decompile.nodes import Node, derivations, summed
+from hopinterp.decompile.nodes import Node, derivations, told
 from hopinterp.decompile.routes import Routing
 from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
 from hopinterp.errors import HopInterpError
@@ -139,7 +139,7 @@ def why(
     ]
     for jumps, paths in sorted(derivations(tree.nodes, hops).items(), reverse=True):
         steps = ", ".join(f"{_step(one, position, node)} ({alone[node].split()[0]})" for node in paths[0])
-        lines.append(f"{hops} = {summed(jumps)}: {steps}.")
+        lines.append(f"{hops} = {told(jumps)}: {steps}.")
     return "\n".join(lines)
 
 

@@ -113,6 +113,11 @@ def summed(jumps: Jumps) -> str:
     return "+".join(map(str, jumps)).replace("+-", "−")
 
 
+def told(jumps: Jumps) -> str:
+    """What stands behind "k =": the sum, or that one jump is enough."""
+    return "one jump" if len(jumps) == 1 else summed(jumps)
+
+
 def reachable(routing: Routing) -> Nodes:
     """Every node that the routes can reach from i, up to the place one beyond the answer's.
 

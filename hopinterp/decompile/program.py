@@ -9,7 +9,7 @@ from functools import cached_property
 from jaxtyping import Int
 from torch import Tensor
 
-from hopinterp.decompile.nodes import Jumps, Node, Path, jumps_of, summed
+from hopinterp.decompile.nodes import Jumps, Node, Path, jumps_of, told
 from hopinterp.task import HopTask
 from hopinterp.theory.causal import CausalModel
 from hopinterp.theory.compiler import Compiled, compile_program
@@ -81,7 +81,7 @@ class FoundProgram:
         return compile_program(self.program)
 
     def __str__(self) -> str:
-        sums = " = ".join(map(summed, self.derivations))
+        sums = " = ".join(map(told, self.derivations))
         lines = [f"{self.hops} = {sums}"]
         for layer, (block, origins) in enumerate(zip(self.program.blocks, self.origins, strict=True)):
             heads = zip(block, origins, strict=True)

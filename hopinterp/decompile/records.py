@@ -20,7 +20,7 @@ from hopinterp.decompile.derivations import ValueTree
 from hopinterp.decompile.effects import Effect
 from hopinterp.decompile.inputs import batch_of, routing_hooks, why
 from hopinterp.decompile.kept import check_shown, packed, unpacked
-from hopinterp.decompile.nodes import Jumps, Node, summed
+from hopinterp.decompile.nodes import Jumps, Node, told
 from hopinterp.decompile.program import FoundProgram
 from hopinterp.decompile.queries import Queries
 from hopinterp.decompile.routes import Route, Routing, run_routed
@@ -111,14 +111,28 @@ class Decompiled:
     @property
     def missed(self) -> tuple[str, ...]:
         """The bars that were not met, in words; none where the program explains the model."""
-        seen, tree = self.faithfulness, self.tree
-        bars = {
-            f"routed − own is {percent(seen.routed - seen.own)}, above {ROUTED:.0%}": seen.routed - seen.own <= ROUTED,
-            f"the tree errs on {percent(tree.error)}, above {TREE:.0%}": tree.error <= TREE,
-            f"without the tree the error is {percent(tree.without)}, below {WITHOUT:.0%}": tree.without >= WITHOUT,
-            f"the joint circuit errs on {percent(self.error['joint'])}, above {JOINT:.0%}": self.error["joint"] <= JOINT,
-        }
-        return tuple(words for words, met in bars.items() if not met)
+        return tuple(words for words, _, met in self._bars if not met)
+
+    @property
+    def missed_briefly(self) -> tuple[str, ...]:
+        """The same in as few words as a title has room for."""
+        return tuple(brief for _, brief, met in self._bars if not met)
+
+    @property
+    def _bars(self) -> list[tuple[str, str, bool]]:
+        """In words, briefly, and whether it was met."""
+        added, tree, joint = self.faithfulness.routed - self.faithfulness.own, self.tree, self.error["joint"]
+        more, errs, without, wrong = map(percent, (added, tree.error, tree.without, joint))
+        return [
+            (f"routed − own is {more}, above {ROUTED:.0%}", f"routing adds {more}", added <= ROUTED),
+            (f"the tree errs on {errs}, above {TREE:.0%}", f"tree errs {errs}", tree.error <= TREE),
+            (
+                f"without the tree the error is {without}, below {WITHOUT:.0%}",
+                f"{without} without it",
+                tree.without >= WITHOUT,
+            ),
+            (f"the joint circuit errs on {wrong}, above {JOINT:.0%}", f"joint circuit errs {wrong}", joint <= JOINT),
+        ]
 
     @property
     def explained(self) -> bool:
@@ -225,7 +239,7 @@ class Decompiled:
     @property
     def sums(self) -> str:
         """Derivations as sums, the first few: "4+2+1+1 = 3+3+1+1"."""
-        sums = list(map(summed, self.derivations))
+        sums = list(map(told, self.derivations))
         return " = ".join([*sums[:_MOST], *["…"][: len(sums) > _MOST]])
 
     @property

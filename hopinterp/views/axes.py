@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,21 +11,82 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, NullFormatter
 
 from hopinterp.evidence.reading.behaviour import SOLVED
 from hopinterp.views.style import current
+from hopinterp.views.style import words as typeset
 
 FRAMES: Mapping[str, Any] = {"solid": (0, (1, 0)), "dashed": (0, (2.2, 1.6))}
 """Line styles of frames around cells."""
 
+_MARGIN, _ROW = 0.1, 0.17  # inches: beside words, and a legend's row
+
+
+def about(found: xr.Dataset, what: str, k: int | None = None) -> str:
+    """The title of a figure: of which model, where its name is known, at which k, and what it shows.
+
+    Args:
+        k: the found one's own by default.
+    """
+    name = found.attrs.get("model", "")
+    return typeset(f"{name}{', ' if name else ''}k = {found.attrs['hops'] if k is None else k}: {what}")
+
 
 def heading(figure: Figure, words: str) -> None:
     """A title over several panels, on the left as every title is."""
-    figure.suptitle(words, x=0.01, ha="left", fontsize=10)
+    _widen(figure, figure.suptitle(words, x=0.01, ha="left", fontsize=10))
+
+
+def panel_title(axes: Axes, words: str, left: float = 0.65, pad: float | None = None) -> None:
+    """A title over one panel.
+
+    Args:
+        left: inches from the figure's left side to the panel's.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    _widen(figure, axes.set_title(words, pad=pad), left)
+
+
+def _widen(figure: Figure, words: Text | Legend, left: float = 0.0) -> None:
+    """Make the figure so wide that words over or below its panels are not cut off."""
+    figure.set_figwidth(max(figure.get_figwidth(), left + _inches(figure, words) + 2 * _MARGIN))
+
+
+def _inches(figure: Figure, words: Text | Legend) -> float:
+    return float(words.get_window_extent().width) / figure.dpi
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], columns: int, fontsize: float = 7.5, **look: Any) -> None:
+    """A legend below all panels, in as many columns, up to a number, as the figure's width has room for. To be drawn after
+    the title, for which the figure may be widened."""
+    room, most = figure.get_figwidth() - 2 * _MARGIN, min(columns, len(handles))
+    for count in range(most, 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=count, fontsize=fontsize, **look)
+        if count == 1 or _inches(figure, legend) <= room:
+            break
+        legend.remove()
+    _widen(figure, legend)
+    more_rows = -(-len(handles) // count) + (len(handles) // -most)
+    figure.set_figheight(figure.get_figheight() + more_rows * _ROW)
+
+
+def words_below(figure: Figure, parts: Sequence[str], fontsize: float) -> None:
+    """Remarks below all panels, in as few lines as the figure's width has room for."""
+    room = figure.get_figwidth() - 2 * _MARGIN
+    for each in range(len(parts), 0, -1):
+        lines = ["   ".join(parts[start : start + each]) for start in range(0, len(parts), each)]
+        drawn = figure.supxlabel("\n".join(lines), fontsize=fontsize)
+        if _inches(figure, drawn) <= room:
+            break
+    _widen(figure, drawn)
+    figure.set_figheight(figure.get_figheight() + (len(lines) - 1) * fontsize / 60)
 
 
 def solved_line(axes: Axes, k: int, side: str) -> None:

@@ -18,6 +18,7 @@ from hopinterp.evidence.patching.effects import in_part
 from hopinterp.task import HopTask
 from hopinterp.theory.causal import CausalModel
 from hopinterp.theory.hypotheses import exact, named
+from hopinterp.views.axes import legend_below, panel_title
 from hopinterp.views.style import current, style
 
 Column = int | str
@@ -132,7 +133,7 @@ def circuit_graph(
         figure = Figure(figsize=(width, sum(heights)))
         panels = figure.subplot_mosaic([["seen"] * len(built), list(built)], height_ratios=heights)
         _draw(panels["seen"], seen, hops, seen.n_layers, current().text, row, tight=False)
-        panels["seen"].set_title(title or f"seen, k = {hops}")
+        panel_title(panels["seen"], title or f"seen, k = {hops}")
         for name, circuit in theory.items():
             _draw(panels[name], circuit, hops, seen.n_layers, current().ink(built[name].ink), _ROW, tight=True)
             deeper = f" (has {circuit.n_layers} blocks)" if circuit.n_layers > seen.n_layers else ""
@@ -149,7 +150,7 @@ def _explain(figure: Figure) -> None:
     def mark(name: str) -> Line2D:
         return Line2D([], [], ls="", **_mark(name, ink, 4.0))
 
-    words = {
+    marks = {
         "the answer at i hangs on the block's output here": mark("at"),
         "it does in part": mark("partly"),
         "it hangs on the position before": mark("before"),
@@ -159,7 +160,9 @@ def _explain(figure: Figure) -> None:
         ),
         "what heads do at other positions": Line2D([], [], color=current().quiet, lw=0.8),
     }
-    figure.legend(words.values(), words.keys(), loc="outside lower center", ncols=3, fontsize=7.5)
+    for words, drawn in marks.items():
+        drawn.set_label(words)
+    legend_below(figure, list(marks.values()), 3)
 
 
 def _mark(name: str, ink: str, size: float) -> dict[str, Any]:

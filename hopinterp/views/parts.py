@@ -42,11 +42,13 @@ class Part:
     headline: str
     error: str
     program: Sequence[str]
+    explained: bool
     routes: Routes | None
     listing: str
     tree: Sequence[Picture]
     reasons: Sequence[str]
     rows: Sequence[Row]
+    grows: bool
     seen: Mapping[str, str]
     plates: Sequence[Picture]
     controls: Sequence[tuple[str, str, str]]
@@ -78,11 +80,13 @@ def _program_part(program: Decompiled, sharp: bool) -> Part:
         headline=program.headline,
         error=percent(own),
         program=_reading(program),
+        explained=program.explained,
         routes=_routes(program),
         listing=_listing(program),
         tree=pictures(lambda: program_plates(program), sharp),
         reasons=[],
         rows=[("reaches (program)", tuple(program.reach_words)), *theory],
+        grows=False,
         seen={"program": ", ".join(program.reach_words), "transplant": "", "probe": ""},
         plates=[],
         controls=[(f"routes {words}", "undefined" if e != e else f"{percent(e)} wrong", measured) for words, e in controls],
@@ -102,11 +106,13 @@ def _verdict_part(verdict: Verdict, sharp: bool) -> Part:
         headline=verdict.headline,
         error=interval_text(verdict.error),
         program=[] if program is None else _reading(program),
+        explained=program is not None and program.explained,
         routes=None if program is None else _routes(program),
         listing=_listing(program),
         tree=pictures(lambda: program_plates(program), sharp),
         reasons=[line for line in (*verdict.reasons, verdict.foretold_text, verdict.disagreements_text) if line],
         rows=_rows(verdict),
+        grows=bool(verdict.growth),
         seen={kind: _seen(verdict, kind) for kind in ("program", "transplant", "probe")},
         plates=pictures(lambda: _plates(verdict), sharp),
         controls=[_control(control) for control in verdict.controls.values()],

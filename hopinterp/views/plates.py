@@ -41,7 +41,8 @@ def program_plates(program: Decompiled | None) -> Iterator[Plate]:
         "A box is a head that carries the answer, in its block (up the page) at a chain position (across, i on the right);"
     )
     caption += " an arc leads from where it looks. Each line style is one way in which jumps add up to k."
-    yield Plate("Jumps that add up to k", programs.derivation_tree(program), program.headline, caption)
+    shows = program.headline if program.explained else f"Not explained: {'; '.join(program.missed)}. {program.headline}"
+    yield Plate("Jumps that add up to k", programs.derivation_tree(program), shows, caption)
 
 
 def hop_plate(found: Decompilation) -> Plate:

@@ -21,13 +21,16 @@ from hopinterp.evidence.patching.effects import IN_PART, in_part
 from hopinterp.files import check_file_target, write_file
 from hopinterp.theory.hypotheses import exact
 from hopinterp.views.axes import (
+    about,
     frame,
     framed,
     heading,
     hop_ticks,
     last_hop,
+    legend_below,
     log2_ticks,
     over,
+    panel_title,
     ring,
     solved_line,
     unit_ticks,
@@ -87,7 +90,7 @@ def alignment_heatmap(found: xr.Dataset, k: int, title: str = "") -> Figure:
         hop_ticks(axes, values.sizes["hop"] - 1)
         last_hop(axes, k)
         axes.set(xlabel="j of find$^j$")
-        axes.set_title(title or f"alignment with find$^j$ (cosine), k = {k}", pad=14)
+        panel_title(axes, title or about(found, "alignment with find^j (cosine)", k), pad=14)
         figure.colorbar(image, ax=axes, label="mean cosine over sequences", shrink=0.9)
         return figure
 
@@ -132,14 +135,14 @@ def probe_staircase(found: xr.Dataset, title: str = "") -> Figure:
         _theory_lines(axes, layers.tolist(), k)
         axes.set_yticks(range(len(layers)), layers)
         axes.set(ylabel="block", ylim=(-0.5, len(layers) - 0.5))
-        axes.set_title(title or f"probes of each block's output, k = {k}", pad=14)
+        panel_title(axes, title or about(found, f"{found.attrs['target']} at find^j(i), read from block ℓ"), pad=14)
         _bar(strip, found)
         last_hop(axes, k)
         strip.set_xlabel("hop j read at position i")
         hop_ticks(strip, int(hops[-1]))
         axes.tick_params(axis="x", which="both", labelbottom=False)
         handles = [*axes.get_legend_handles_labels()[0], framed("held: 95% lower end above the bar")]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7.5, handlelength=2.5)
+        legend_below(figure, handles, 2, handlelength=2.5)
         figure.colorbar(image, ax=[axes, strip], label="held-out accuracy")
         return figure
 
@@ -165,6 +168,12 @@ def _bar(axes: Axes, found: xr.Dataset) -> None:
     axes.set(ylim=(-0.5, 0.5))
     axes.set_yticks([0], ["bar"])
     axes.tick_params(axis="y", length=0)
+
+
+def _patched(found: xr.Dataset) -> str:
+    """What was patched, for a title."""
+    settings = found.attrs
+    return about(found, f"{settings['direction']} {settings['site']}, {settings['pairs']} pairs")
 
 
 def light_cone(found: xr.Dataset, metric: str, title: str = "") -> Figure:
@@ -197,10 +206,10 @@ def light_cone(found: xr.Dataset, metric: str, title: str = "") -> Figure:
         panels[1].set_ylabel("")
         panels[1].tick_params(axis="y", labelleft=False)
         words = metric.replace("_", " ")
-        heading(figure, title or f"{found.attrs['site']}, {found.attrs['direction']}, k = {found.attrs['hops']}")
+        heading(figure, title or _patched(found))
         bar = f"matters: 95% interval above {found.attrs['bar']:.2f}"
         partly = framed(f"in part: {IN_PART:g} and more, above a place off the chain", "dashed")
-        figure.legend(handles=[framed(bar), partly], loc="outside lower center", ncols=2, fontsize=7.5)
+        legend_below(figure, [framed(bar), partly], 2)
         figure.colorbar(image, ax=panels, label=f"effect ({words})", shrink=0.9)
         return figure
 
@@ -214,8 +223,7 @@ def patch_heatmap(found: xr.Dataset, metric: str, title: str = "") -> Figure:
     """
     one = found.sel(metric=metric)
     stacked = one.stack(unit=("layer", "head") if "head" in one.dims else ("layer",))
-    settings, words = found.attrs, f"effect ({metric.replace('_', ' ')})"
-    title = title or f"{settings['site']}, {settings['direction']}, k = {settings['hops']}"
+    words, title = f"effect ({metric.replace('_', ' ')})", title or _patched(found)
     height = 1.2 + (0.22 if "head" in one.dims else 0.3) * stacked.sizes["unit"]
     with style():
         if "position" not in one.dims:
@@ -227,7 +235,8 @@ def patch_heatmap(found: xr.Dataset, metric: str, title: str = "") -> Figure:
         scale: dict[str, Any] = {"cmap": current().signed, "vmin": -(limit or 1.0), "vmax": limit or 1.0}
         image = axes.imshow(effect, aspect="auto", interpolation="nearest", **scale)
         unit_ticks(axes, stacked, edges=current().quiet)
-        axes.set(title=title, xlabel=f"position{_from_where_on(axes, effect.values, limit)}")
+        axes.set(xlabel=f"position{_from_where_on(axes, effect.values, limit)}")
+        panel_title(axes, title)
         axes.xaxis.set_minor_locator(MultipleLocator(1 if np.ptp(axes.get_xlim()) < 60 else 5))
         figure.colorbar(image, ax=axes, label=words, shrink=0.9)
         return figure
@@ -253,7 +262,8 @@ def _effects_at_once(stacked: xr.Dataset, height: float, words: str, title: str)
     axes.errorbar(effect, rows, xerr=ends, fmt="none", ecolor=current().text, elinewidth=1, capsize=2)
     axes.axvline(0, color=current().quiet, lw=0.8)
     unit_ticks(axes, stacked)
-    axes.set(title=title, xlabel=f"{words}, 95% interval")
+    axes.set(xlabel=f"{words}, 95% interval")
+    panel_title(axes, title)
     return figure
 
 
@@ -274,12 +284,12 @@ def iia_by_r(found: xr.Dataset, title: str = "") -> Figure:
         hop_ticks(panels[0], int(found.hop.values[-1]))
         for axes in panels[1:]:
             axes.tick_params(axis="x", which="both", labelbottom=False)
-        figure.supylabel("interchange accuracy (IIA)", fontsize=9)
+        figure.supylabel("interchange intervention\naccuracy (IIA)", fontsize=9)
         handles = {one.get_label(): one for axes in panels for one in axes.get_legend_handles_labels()[0]}
         handles["ring"] = ring("what the block stands for")
         handles["band"] = Patch(color=current().quiet, alpha=0.3, lw=0, label="95% interval")
-        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=3, fontsize=7.5)
-        heading(figure, title or f"what a block's output stands for, k = {k}")
+        heading(figure, title or about(found, "what a block's output stands for"))
+        legend_below(figure, list(handles.values()), 3)
         return figure
 
 
@@ -328,8 +338,9 @@ def write(figure: Figure, path: str | Path, dpi: int | None = None) -> None:
     check_drawable(target)
     buffer, kind = io.BytesIO(), target.suffix.lstrip(".")
     try:
-        # the same figure is the same bytes: no date, and names that do not depend on the day
-        with mpl.rc_context({"svg.hashsalt": "hopinterp"}):
+        # the same figure is the same bytes: no date, and names that do not depend on the day. 42 is TrueType: there are
+        # publishers who take no Type 3, which is matplotlib's own choice
+        with mpl.rc_context({"svg.hashsalt": "hopinterp", "pdf.fonttype": 42, "ps.fonttype": 42}):
             figure.savefig(buffer, format=kind, dpi=dpi or "figure", metadata=_UNDATED.get(kind))
     except (OSError, ValueError, RuntimeError) as error:  # a writer that needs a program which is not there
         raise HopInterpError(f"cannot draw {target} ({' '.join(str(error).split())[:120]})") from None

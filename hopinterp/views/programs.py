@@ -16,11 +16,11 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
 from hopinterp.decompile.decompilation import Decompilation
-from hopinterp.decompile.nodes import START, Node, Place, derivations, summed
+from hopinterp.decompile.nodes import START, Node, Place, derivations, told
 from hopinterp.decompile.records import Decompiled
 from hopinterp.decompile.routes import Route
 from hopinterp.errors import HopInterpError
-from hopinterp.views.axes import over
+from hopinterp.views.axes import legend_below, over, panel_title, words_below
 from hopinterp.views.style import INKS, LINES, current, style, words
 from hopinterp.views.trends import hop_bar, hop_colours
 
@@ -56,13 +56,21 @@ def derivation_tree(found: Decompiled, title: str = "") -> Figure:
         _grid(axes, found, layout)
         _strands(axes, found, layout)
         _boxes(axes, found, layout)
-        axes.set_title(title or f"{words(found.name)} adds up {found.hops} hops {_times(len(found.derivations))}")
+        panel_title(axes, _title(found, title))
         _legend(drawn, found)
         return drawn
 
 
-def _times(count: int) -> str:
-    return "in one way" if count == 1 else f"in {count} ways, side by side"
+def _title(found: Decompiled, title: str) -> str:
+    """What the tree shows: of a program that explains the model, how it adds up; else first that it does not, and why."""
+    ways = len(found.derivations)
+    if found.explained:
+        hops = f"{found.hops} hop{'s' if found.hops > 1 else ''}"
+        return (
+            title or f"{words(found.name)} adds up {hops} {'in one way' if ways == 1 else f'in {ways} ways, side by side'}"
+        )
+    named = title or f"{words(found.name)}, k = {found.hops}"
+    return f"{named}: not explained\n{', '.join(found.missed_briefly)}"
 
 
 def _rows(count: int) -> int:
@@ -231,13 +239,13 @@ def _boxes(axes: Axes, found: Decompiled, layout: _Layout) -> None:
 
 
 def _legend(drawn: Figure, found: Decompiled) -> None:
-    lines = {}
+    lines = []
     for number, jumps in enumerate(found.derivations):
         ink, dashes = _look(number)
-        lines[f"{found.hops} = {summed(jumps)}"] = Line2D([], [], color=ink, ls=dashes, lw=1.8)
+        lines.append(Line2D([], [], color=ink, ls=dashes, lw=1.8, label=f"{found.hops} = {told(jumps)}"))
     if found.tree.aside:
-        lines["tells what the answer is not"] = Line2D([], [], color=current().quiet, ls=":", lw=0.9)
-    drawn.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8, handlelength=2.6)
+        lines.append(Line2D([], [], color=current().quiet, ls=":", lw=0.9, label="tells what the answer is not"))
+    legend_below(drawn, lines, 3, fontsize=8, handlelength=2.6)
 
 
 # -- many k -----------------------------------------------------------------------------------------------------------
@@ -271,9 +279,9 @@ def hop_table(found: Decompilation, title: str = "") -> Figure:
                 _cell(axes, (column, row), one.routes[layer][head], (layer, head) in kept, colours, norm)
         _frame(axes, ks, units)
         _errors(above, found, ks)
-        above.set_title(title or f"{words(found.name)}: the hop j that each head looks back", pad=17)
+        panel_title(above, title or f"{words(found.name)}: the hop j that each head looks back", pad=17)
         hop_bar(drawn, [axes], colours, norm, "hop j")
-        drawn.supxlabel(_key({text.get_text() for text in axes.texts}), fontsize=7)
+        words_below(drawn, _key({text.get_text() for text in axes.texts}), fontsize=7)
         return drawn
 
 
@@ -288,10 +296,10 @@ def _cell(
         hop = part.hop if part.hop else None
         face = colours(norm(hop)) if hop is not None else current().band
         axes.add_patch(Rectangle((left, row - 0.5), width, 1, fc=face, ec="none"))
-        told = str(hop) if hop is not None else "p" if part.kind == "before hop" else _SHORT[part.kind]
-        told += "′" if hop is not None and part.kind == "before hop" else ""
+        mark = str(hop) if hop is not None else "p" if part.kind == "before hop" else _SHORT[part.kind]
+        mark += "′" if hop is not None and part.kind == "before hop" else ""
         look: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 6.5 if width == 1 else 5}
-        axes.text(left + width / 2, row, told, color=current().quiet if hop is None else over(face), **look)
+        axes.text(left + width / 2, row, mark, color=current().quiet if hop is None else over(face), **look)
         left += width
     if kept:
         axes.add_patch(
@@ -308,11 +316,11 @@ def _cell(
         )
 
 
-def _key(marks: set[str]) -> str:
+def _key(marks: set[str]) -> list[str]:
     """What the marks of a hop table mean, of those that it has."""
-    told = [f"{mark}: {meaning}" for mark, meaning in _MEANS.items() if mark in marks]
-    told += ["j′: one before find$^j$(i)"] if any("′" in mark for mark in marks) else []
-    return "   ".join(["framed: carries the answer", "two halves: a mixture", *told])
+    keys = [f"{mark}: {meaning}" for mark, meaning in _MEANS.items() if mark in marks]
+    keys += ["j′: one before find$^j$(i)"] if any("′" in mark for mark in marks) else []
+    return ["framed: carries the answer", "two halves: a mixture", *keys]
 
 
 def _frame(axes: Axes, ks: list[int], units: list[tuple[int, int]]) -> None:

@@ -179,7 +179,7 @@ def _model_facts(one: Verdict | Decompiled, subject: Subject | None, card: Card 
         yield "Where from", str(card.made.get("how", "")) or "not said by its card"
         if command := card.made.get("command"):
             yield "Made by", str(command)
-        yield "Weights", f"sha256 {card.sha256[:_DIGITS]}…"
+        yield "Weights file", f"SHA-256 {card.sha256[:_DIGITS]}…"
     elif subject is not None:
         yield "Where from", f"given in Python as a {type(subject.model).__name__}"
 

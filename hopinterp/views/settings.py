@@ -15,6 +15,7 @@ WORDS = {
     "seed": "seed of every draw",
     "level": "level of the intervals",
     "hops": "k",
+    "model_digest": "SHA-256 of the sizes and parameters that were measured, not of the file that they came from",
     # bars
     "solved": "k is solved where the upper end of err_k is at most",
     "failed": "k fails where the lower end of err_k is above",

@@ -46,8 +46,8 @@ def _interval(row: xr.Dataset, *names: str, sign: str = "") -> str:
 
 
 def differences_table(found: xr.Dataset) -> Table:
-    """A row a k: each model's err_k, and by how much it differs from the first one's; what leaves 0 out is green where it
-    errs less and red where it errs more.
+    """A row a k: each model's err_k, and by how much it differs from the first one's; what leaves 0 out is marked,
+    green where it errs less and red where it errs more.
 
     Args:
         found: what `compare` returned.
@@ -62,7 +62,7 @@ def differences_table(found: xr.Dataset) -> Table:
             cells.append(_interval(row, *_ERROR))
             said = _interval(row, *_DIFFERENCE, sign="+")
             ink = "green" if float(row.difference) < 0 else "red"
-            cells.append(f"[bold {ink}]{said}[/]" if bool(row.differs) else said)
+            cells.append(f"[bold {ink}]{said}*[/]" if bool(row.differs) else f"{said} ")
         table.add_row(str(k), *cells)
     return table
 
@@ -74,7 +74,7 @@ def differences_reading(compared: xr.Dataset, found: Mapping[str, xr.Dataset]) -
         compared: what `compare` returned of `found`.
     """
     first, *others = compared.model.values.tolist()
-    lines = ["err_k in %, with its 95% interval, and how much it is above the first model's: green less, red more."]
+    lines = ["err_k in %, with its 95% interval, and how much it is above the first model's. *: the interval leaves 0 out."]
     if not compared.attrs["same_task"]:
         lines[0] += " The models read other lengths or alphabets, so that their sequences differ."
     lines += [errors_reading(one, legible(name)) for name, one in found.items()]

@@ -149,16 +149,16 @@ def probe_json(found: xr.Dataset) -> dict[str, Any]:
 
 
 def probe_table(found: xr.Dataset) -> Table:
-    """A row a block, a column a hop, held cells in green; last, the best cheaper explanation."""
+    """A row a block, a column a hop, held cells marked; last, the best cheaper explanation."""
     shown = [j for j in found.hop.values.tolist() if j <= max(found.attrs["hops"], 8)]
     table = ruled_table("block", *map(str, shown), "R", "frontier")
     for block in found.layer.values:
         row = found.sel(layer=block)
         cells = [(f"{float(row.accuracy.sel(hop=j)):.2f}", bool(row.held.sel(hop=j))) for j in shown]
-        marked = (f"[bold green]{text}[/]" if held else text for text, held in cells)
+        marked = (_marked(text, held) for text, held in cells)
         table.add_row(str(block), *marked, str(int(row.resolved)), str(int(row.frontier)))
     cheapest = found.baseline.max("layer")
-    table.add_row("[dim]cheaper", *(f"[dim]{float(cheapest.sel(hop=j)):.2f}" for j in shown), "", "")
+    table.add_row("[dim]cheaper", *(f"[dim]{float(cheapest.sel(hop=j)):.2f} " for j in shown), "", "")
     return table
 
 
@@ -170,7 +170,7 @@ def probe_reading(found: xr.Dataset) -> str:
     predicted = {name: [one.holds(layer, hops)[0] for layer in layers] for name, one in exact().items()}
     theory = "; ".join(f"{name} {', '.join(map(str, steps))}" for name, steps in predicted.items())
     key = f"Accuracy of the {found.attrs['target']} at find^j(i), j = 0, 1, …, read from a block's output at i. Cheaper: the"
-    key += " best other explanation. Green: held, the accuracy's lower bound closes 80% of the gap from there to 1."
+    key += " best other explanation. *: held, the accuracy's lower bound closes 80% of the gap from there to 1."
     return f"{key}\n{who} {seen} of {hops} hops. Theory: {theory}."
 
 
@@ -189,7 +189,7 @@ def patch_json(found: xr.Dataset, metric: str) -> dict[str, Any]:
 
 
 def patch_table(found: xr.Dataset, metric: str) -> Table:
-    """A row a block or head: along the chain all effects, those that matter in green; else the largest few."""
+    """A row a block or head: along the chain all effects, those that matter marked; else the largest few."""
     one = found.sel(metric=metric)
     rows = _units(one)
     if found.attrs["by"] != "chain":
@@ -212,7 +212,7 @@ def patch_table(found: xr.Dataset, metric: str) -> Table:
     return table
 
 
-def _marked(text: str, matters: bool, partly: bool) -> str:
+def _marked(text: str, matters: bool, partly: bool = False) -> str:
     return f"[bold green]{text}*[/]" if matters else f"{text}·" if partly else f"{text} "
 
 
@@ -229,7 +229,7 @@ def patch_reading(found: xr.Dataset, metric: str) -> str:
         place = {dim: one[dim].values[n] for dim, n in zip(one.effect.dims, largest, strict=True)}
         named = ", ".join(f"{'block' if name == 'layer' else name} {value}" for name, value in place.items())
         return f"{key}\nLargest: {_decimals(one.effect.sel(place))} at {named}."
-    key += f" Place j: at find^j(i), or before it. Green, *: it matters, the interval lies above {settings['bar']:.2f}."
+    key += f" Place j: at find^j(i), or before it. *: it matters, the interval lies above {settings['bar']:.2f}."
     key += f" In part, ·: {IN_PART:g} and more, and above a place off the chain."
     parts = [f"{name}: {_where_it_matters(unit)}" for name, unit in _units(one)]
     return f"{key}\nThe answer at i hangs on chain positions: {'; '.join(parts)}."
@@ -285,13 +285,13 @@ def _by_hop(row: xr.DataArray) -> dict[str, float]:
 
 def transplant_table(found: xr.Dataset) -> Table:
     """A row a block (or head) and family: what it stands for, the share of the gap from chance to 1 that this closes, with
-    the share's interval, and the IIA of each r, the best in green."""
+    the share's interval, and the IIA of each r, the best marked."""
     table = ruled_table("unit", "stands for", "share", "95% interval", "family", *map(str, found.hop.values))
     for name, unit in _units(found):
         ends = (name, _stands_for(unit), *(("–", "–") if _unmoved(unit) else _share(unit)))
         for number, family in enumerate(unit.family.values.tolist()):
             cells = [
-                f"[bold green]{_digits(x)}[/]" if (family, r) == (unit.leading_family, unit.best) else _digits(x)
+                _marked(_digits(x), (family, r) == (unit.leading_family, unit.best))
                 for r, x in zip(unit.hop.values, unit.iia.sel(family=family), strict=True)
             ]
             table.add_row(*(ends if not number else [""] * 4), family, *cells)
@@ -334,14 +334,18 @@ def transplant_reading(found: xr.Dataset) -> str:
     pairs += ", next letters agree" if found.attrs["next_agrees"] else ""
     key = f'How often (IIA, {pairs}) the answer at i, once the output at i is another sequence\'s, is what "r hops done"'
     key += " predicts: carried was the position (pointer), letter and position (content), letter and occurrence number"
-    key += f" (occurrence). Green: what it stands for: that closes more than {100 * found.attrs['margin']:.0f}% of the gap"
-    key += " from chance to 1, and beats every other r. Share: how much of the gap the closest prediction closes."
-    key += f" No effect: at least {100 * _STAYS:.0f}% of answers stay as they were, pointer 0."
+    key += f" (occurrence). It stands for what closes more than {100 * found.attrs['margin']:.0f}% of the gap from chance to"
+    stand = bool((found.best >= 0).any())
+    key += f" 1, and beats every other r{' (*)' if stand else ''}."
+    key += " Share: how much of the gap the closest prediction closes."
+    if any(_unmoved(unit) for _, unit in _units(found)):
+        key += f" No effect: at least {100 * _STAYS:.0f}% of the answers stay what they were without it (pointer, r = 0)."
     parts = [
         f"{name} {_stands_for(unit)}" + (f" ({float(unit.share):.2f})" if int(unit.best) >= 0 else "")
         for name, unit in _units(found)
     ]
-    return f"{key}\nAt k = {hops}: {', '.join(parts)}. In brackets: how much of the gap."
+    brackets = " In brackets: how much of the gap." if stand else ""
+    return f"{key}\nAt k = {hops}: {', '.join(parts)}.{brackets}"
 
 
 def ruled_table(*columns: str) -> Table:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from hopinterp.errors import HopInterpError
-from hopinterp.views.axes import heading, log2_ticks, over, solved_line, unit_ticks
+from hopinterp.views.axes import heading, log2_ticks, over, panel_title, solved_line, unit_ticks
 from hopinterp.views.style import INKS, LINES, MARKERS, current, style
 
 Published = Mapping[str, Mapping[int, float]]
@@ -108,7 +108,8 @@ def argmax_map(found: xr.Dataset, title: str = "") -> Figure:
         unit_ticks(axes, best, edges=current().ground)
         axes.set_xticks(range(columns), found.hops.values)
         axes.tick_params(length=0)
-        axes.set(xlabel="hops k asked for", title=title or "find$^j$ that a head agrees with best")
+        axes.set(xlabel="hops k asked for")
+        panel_title(axes, title or "find$^j$ that a head agrees with best")
         hop_bar(figure, [axes], colours, norm, "j (faint: low cosine)")
         return figure
 

@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from hopinterp.errors import HopInterpError
 from hopinterp.judgement.records import Survey
 from hopinterp.theory.hypotheses import HYPOTHESES
+from hopinterp.views.axes import legend_below, panel_title
 from hopinterp.views.style import current, style
 
 PLAIN = {"linear by two": "#CC79A7", "beyond": "#882255", "mixed": "#E69F00", "undetermined": "#8C959F"}
@@ -74,7 +75,7 @@ def verdict_table(given: Iterable[Cell], title: str = "") -> Figure:
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_title(title or "What each model runs: verdict, and the hops that its blocks reach", pad=8)
+        panel_title(axes, title or "What each model runs: verdict, and the hops that its blocks reach", pad=8)
         _legend(drawn, found)
         return drawn
 
@@ -103,4 +104,5 @@ def _legend(drawn: Figure, found: list[Cell]) -> None:
         paced = {"full": ", full pace", "slack": ", depth to spare", None: ""}[pace]
         handles.append(Patch(label=f"{verdict}{paced}", **_fill(verdict, pace)))
     handles.sort(key=lambda handle: str(handle.get_label()))
-    drawn.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7)
+    if handles:
+        legend_below(drawn, handles, 3, fontsize=7)

@@ -11,7 +11,7 @@ def test_decompile(run, doubling, tmp_path):
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[-1] == "Explained: the routed model answers as the model does on 100.0% of inputs."
-    assert "s, k = 4: 4 = 4. Blocks reach 0, 1, 3, 4 hops (at most 2^ℓ − 1: 0, 1, 3, 7)." in lines
+    assert "s, k = 4: 4 = one jump. Blocks reach 0, 1, 3, 4 hops (at most 2^ℓ − 1: 0, 1, 3, 7)." in lines
     assert (tmp_path / "tree.svg").read_text().startswith("<?xml")
 
 

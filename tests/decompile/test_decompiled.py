@@ -14,7 +14,7 @@ from hopinterp import HopInterpError
 from hopinterp.decompile.decompilation import load_decompiled
 from hopinterp.decompile.decompiled import STAGES, decompile
 from hopinterp.decompile.differences import diff
-from hopinterp.decompile.nodes import summed
+from hopinterp.decompile.nodes import told
 from hopinterp.decompile.routes import run_routed
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.subject import Subject
@@ -54,7 +54,7 @@ def test_it_prints_the_program_and_the_proof(found):
     lines = str(found).splitlines()
     head = next(line for line in lines if line.startswith("made, k = 4: 4 = "))
     assert head == found.headline
-    assert f"4 = {summed(found.derivations[0])}." in head
+    assert f"4 = {told(found.derivations[0])}." in head
     assert head.endswith(f"Blocks reach {', '.join(map(str, found.reach))} hops (at most 2^ℓ − 1: 0, 1, 3, 7).")
     assert any(
         line.startswith("Routing replaced by this program: 0.0% wrong (own 0.0%; program shuffled ") for line in lines

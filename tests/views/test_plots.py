@@ -1,5 +1,6 @@
 """Figures show what the evidence says."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -14,8 +15,9 @@ import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.evidence.patching.effects import in_part
 from hopinterp.theory.hypotheses import exact
-from hopinterp.views import plots, tables
+from hopinterp.views import plots, tables, verdicts
 from hopinterp.views.style import FAMILY_INK, current, scheme
+from hopinterp.views.trends import argmax_map
 
 
 def test_error_curve(small_model, small_task):
@@ -137,6 +139,48 @@ def test_iia_by_r(depth3, task):
             assert lines[f"theory: {law.name}"].get_color() == law.ink
 
 
+def cut_off(figure):
+    """The sides of a figure beyond which something of it, such as a title or a legend, reaches once it is drawn."""
+    figure.draw_without_rendering()
+    all_of_it, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    beyond = {"left": -all_of_it.x0, "right": all_of_it.x1 - width}
+    beyond |= {"below": -all_of_it.y0, "above": all_of_it.y1 - height}
+    return [side for side, inches in beyond.items() if inches > 0]
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_nothing_is_cut_off_at_small_k(small_model, small_task, k):
+    subject = hi.Subject.of(small_model, small_task, name="depth3")
+    for site, by in (("resid_post", "chain"), ("z", "chain"), ("resid_post", "position"), ("resid_post", "all")):
+        found = hi.patch(subject, small_task, k, site=site, by=by, sequences=4)
+        draw = plots.light_cone if by == "chain" else plots.patch_heatmap
+        assert cut_off(draw(found, "logit_difference")) == []
+    for layers in (None, [1]):
+        assert cut_off(plots.iia_by_r(hi.transplant(subject, small_task, k, layers, sequences=10))) == []
+    probes = hi.probe(subject, small_task, k, furthest=k, method="ridge", train_sequences=10, sequences=10)
+    assert cut_off(plots.probe_staircase(probes)) == []
+    aligned = hi.align(subject, small_task, [k - 1, k], sequences=4)
+    assert cut_off(plots.alignment_heatmap(aligned, k)) == cut_off(argmax_map(aligned)) == []
+    judged = [verdicts.Cell("depth3", n, one) for n, one in enumerate(("mixed", "linear by two", "undetermined"))]
+    assert cut_off(verdicts.verdict_table(judged)) == []
+
+
+def test_a_title_names_the_model_and_what_was_patched(small_model, small_task):
+    found = hi.patch(hi.Subject.of(small_model, small_task, name="m$1"), small_task, 2, by="chain", sequences=4)
+    title = "k = 2: noising resid_post, resample pairs"
+    assert plots.light_cone(found, "probability").get_suptitle() == rf"m\$1, {title}"
+    found.attrs["model"] = ""
+    assert plots.light_cone(found, "probability").get_suptitle() == title
+
+
+@pytest.mark.parametrize("kind", ["pdf", "ps"])
+def test_fonts_are_such_as_publishers_take(small_model, small_task, tmp_path, kind):
+    plots.write(plots.error_curve(hi.evaluate(small_model, small_task, sequences=2)), tmp_path / f"f.{kind}")
+    data = (tmp_path / f"f.{kind}").read_bytes()
+    assert {"pdf": b"/CIDFontType2", "ps": b"/FontType 42"}[kind] in data
+    assert not re.search(rb"/Type3|/FontType 3", data)
+
+
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_a_figure_is_the_same_bytes_each_time(small_model, small_task, tmp_path, kind):
     found = hi.evaluate(small_model, small_task, sequences=2)
@@ -172,6 +216,15 @@ def test_a_share_has_its_own_interval_and_what_moves_nothing_is_said_to(small_mo
     assert (stands[2], share[2], interval[2]) == ("none", "0.40", "0.20 – 0.60")
     assert (stands[3], share[3], interval[3]) == ("no effect", "–", "–")
     assert unit == ["0.0", "0.1", "1.0", "1.1"]
+    key = tables.transplant_reading(found)
+    assert "No effect: at least 95% of the answers stay" in key
+    assert "(*)" not in key
+    assert "In brackets" not in key
+    found["best"].loc[one] = 2
+    cells = [list(column.cells) for column in tables.transplant_table(found).columns[5:]]
+    assert [(r, row) for r, column in enumerate(cells) for row, cell in enumerate(column) if "*" in cell] == [(2, 7)]
+    assert "beats every other r (*)." in tables.transplant_reading(found)
+    assert "No effect" not in tables.transplant_reading(found.sel(layer=[0]))
 
 
 def test_unwritable_places_are_named(small_model, small_task, tmp_path):

@@ -15,7 +15,10 @@ from hopinterp.decompile.routes import Part, Route
 from hopinterp.models.subject import Subject
 from hopinterp.theory.construction import Construction
 from hopinterp.views import programs
+from hopinterp.views.plates import program_plates
 from hopinterp.views.style import INKS
+
+from .test_plots import cut_off
 
 TASK = hi.HopTask(n_letters=40, alphabet_size=4, max_hops=5)
 
@@ -58,6 +61,21 @@ def test_every_head_of_the_tree_is_drawn_with_its_jump(two_ways):
     assert axes.get_title(loc="left") == "made adds up 4 hops in 2 ways, side by side"
     legend = [text.get_text() for text in figure.legends[0].texts]
     assert legend == ["4 = 3+1", "4 = 2+1+1", "tells what the answer is not"]
+
+
+def test_what_does_not_explain_the_model_is_not_drawn_as_a_finding(two_ways):
+    worse = replace(two_ways, tree=replace(two_ways.tree, error=0.438, carrying=effects(Node(3, 2, START, "hop", 4))))
+    figure = programs.figure(worse)
+    assert figure.axes[0].get_title(loc="left") == "made, k = 4: not explained\ntree errs 43.8%"
+    assert figure.legends[0].texts[0].get_text() == "4 = one jump"
+    assert programs.figure(worse, "as named").axes[0].get_title(loc="left").startswith("as named: not explained\n")
+    (plate,) = program_plates(worse)
+    assert plate.shows.startswith("Not explained: the tree errs on 43.8%, above 5%. made, k = 4: 4 = one jump.")
+
+
+def test_nothing_of_a_small_program_is_cut_off(two_ways, found):
+    assert cut_off(programs.figure(two_ways)) == cut_off(programs.figure(two_ways, "a long title " * 6)) == []
+    assert cut_off(programs.figure(Decompilation(model="made", by_hops={4: mixed(found)}, unsolved={}))) == []
 
 
 def test_a_derivation_is_one_ink_from_the_letter_to_i(two_ways):

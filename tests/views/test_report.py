@@ -131,6 +131,18 @@ def test_what_the_verdict_says_is_on_the_page(verdict, page):
     assert "transplants and probes in 4 of 4 blocks; transplants and light cone in" in " ".join(page.split())
 
 
+def test_growth_is_explained_where_there_is_a_row_of_it(bare):
+    assert "Growth: how many times" in report(bare, "m")
+    assert "Growth: how many times" not in report(replace(bare, growth=()), "m")
+
+
+def test_a_program_that_explains_nothing_is_said_to_first(verdict, bare):
+    worse = replace(verdict.program, tree=replace(verdict.program.tree, error=0.438))
+    taken = Page(report(replace(bare, program=worse), "m"))
+    assert "A program that does not explain the model" in taken.texts["h2"]
+    assert taken.texts["strong"][0].startswith("Not explained: the tree errs on 43.8%, above 5%. ")
+
+
 def rows_of(page):
     """Every table's rows: label → cells."""
     text = re.sub(r"</?(code|strong|a|sup|sub)\b[^>]*>", "", page)
@@ -148,6 +160,7 @@ def test_every_setting_is_named_in_words(verdict, page):
     assert list(settings) == ["verdict", "program", "behaviour", "transplants", "probes", "light cone", "attention"]
     assert {one.name: one.value for one in settings["verdict"]} == {k: number(v) for k, v in verdict.settings.items()}
     assert Setting("how probes are fitted", "method", "logistic") in settings["probes"]
+    assert "not of the file" in next(one.words for one in settings["probes"] if one.name == "model_digest")
     assert Setting("sequences for its tree", "sequences: tree", "30") in settings["program"]
     shown = re.findall(r"<td><code>(.*?)</code></td><td>(.*?)</td>", page)
     every = [one for group in settings.values() for one in group]
