@@ -32,11 +32,12 @@ from hopinterp.errors import HopInterpError
 from hopinterp.files import write_file
 from hopinterp.models import blocks, store
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.places import CHECKPOINT
 from hopinterp.task import Batch, HopTask
 from hopinterp.theory.program import Field, Program, SameLetter, State
 from hopinterp.theory.programs import lookup, sequential, successor
 from hopinterp.training.config import TrainConfig
-from hopinterp.training.record import CHECKPOINT, save_checkpoint
+from hopinterp.training.record import save_checkpoint
 from hopinterp.training.run import Run, set_rate
 
 REACHED = 0.95

@@ -48,11 +48,11 @@ def verify(
     from hopinterp.views import statements
 
     subject, task = open_model(model, device)
-    ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [granted(store.read_card(store.find(model)))]
+    card = store.read_card(store.find(model))
+    ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [granted(card)]
     task.hop_counts(ks)
     if report is not None:
         reports.check_writable(report)
-    card = None if report is None else store.read_card(store.find(model))
     found: Verdict | Survey
     with working("gathering evidence") as said:
         if ks is not None and len(ks) == 1:

@@ -225,10 +225,10 @@ def measured(opened: Mapping[str, tuple[Subject, HopTask]], ks: list[int], **set
 def overlay(path: Path | None, dpi: int, found: Mapping[str, xr.Dataset]) -> None:
     """Draw err_k of several models over each other into the file that `--plot` names, if it does."""
     if path is not None:
-        from hopinterp.views import plots, trends
+        from hopinterp.views import plots, style, trends
 
-        # a dollar sign begins a formula, and matplotlib leaves what begins with _ out of its legends
-        named = {" " * name.startswith("_") + legible(name).replace("$", r"\$"): one for name, one in found.items()}
+        # matplotlib leaves what begins with _ out of its legends
+        named = {" " * name.startswith("_") + style.words(legible(name)): one for name, one in found.items()}
         plots.write(trends.threshold(named, title="err$_k$"), path, dpi)
 
 

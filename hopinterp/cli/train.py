@@ -60,7 +60,8 @@ def train(
     import torch
 
     from hopinterp.models import store
-    from hopinterp.training import loop, record
+    from hopinterp.models.places import MODEL
+    from hopinterp.training import loop
     from hopinterp.views import tables
 
     if out is not None and resume is None:
@@ -87,7 +88,7 @@ def train(
         again = f"hopinterp train --resume {shlex.quote(legible(str(directory)))}"
         print(f"hopinterp: {signals.in_words(stopped)}; go on with: {again}", file=sys.stderr)
         sys.exit(signals.status(stopped))
-    show(None, tables.model_reading(directory, store.read_card(directory / record.MODEL)), directory)
+    show(None, tables.model_reading(directory, store.read_card(directory / MODEL)), directory)
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

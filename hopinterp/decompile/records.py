@@ -30,7 +30,7 @@ from hopinterp.evidence.remembered import Codec
 from hopinterp.files import digest, write_directory
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import HookFunction
-from hopinterp.shown import Row, as_html, plain
+from hopinterp.shown import Row, Shown, plain
 from hopinterp.task import Batch, HopTask
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _MOST = 5  # derivations in one line
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Decompiled:
+class Decompiled(Shown):
     """The program that a model runs at one k, and how far it explains the model.
 
     `print` it, let a notebook show it, `save` it; `load_decompiled` reads it back.
@@ -318,9 +318,6 @@ class Decompiled:
 
     def __repr__(self) -> str:
         return f"<Decompiled: {self.headline}>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.columns, self.rows, self.reading)
 
     def to_json(self) -> dict[str, Any]:
         """All that was found, as JSON's own types."""

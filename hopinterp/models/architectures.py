@@ -25,6 +25,7 @@ from hopinterp.files import read_file, read_json, reason
 from hopinterp.models import torch_files
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import is_changed
+from hopinterp.models.places import CARD
 from hopinterp.models.spec import ModelSpec
 
 CLOSE = 1e-4  # of the largest logit, in float32: deep models with large weights round by some 1e-5
@@ -341,7 +342,7 @@ def _from_disk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         raise HopInterpError(f"cannot read {path} ({reason(error)})") from None
     if is_folder and not kept:
         raise HopInterpError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
-    if is_folder and os.path.lexists(folder / "card.json"):
+    if is_folder and os.path.lexists(folder / CARD):
         raise HopInterpError(f"{path} is a model directory already: name it wherever a model is wanted")
     state = read_state_dict(folder / kept[0] if is_folder else path)
     config = config_of(folder)

@@ -11,7 +11,8 @@ from hopinterp import files
 from hopinterp.errors import HopInterpError
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
-_IN_RUN, _PLAN, _CHECKPOINT = "model", "config.json", "checkpoint.pt"  # what a training run leaves
+MODEL, CONFIG, CHECKPOINT = "model", "config.json", "checkpoint.pt"
+"""What a training run leaves: the directory of its model, its settings, its state."""
 _DEEPEST = 5
 
 
@@ -23,7 +24,7 @@ def find(name: str | Path) -> Path:
     try:
         files.recover(directory)
         if directory.is_dir():
-            finished = directory / _IN_RUN
+            finished = directory / MODEL
             files.recover(finished)
             return finished if (finished / CARD).is_file() and not (directory / CARD).exists() else directory
     except (OSError, ValueError) as error:  # a name that is too long, a folder that is closed
@@ -81,10 +82,10 @@ class Listing:
 
     def _add(self, path: Path) -> bool:
         """Whether a path is a model or a run, which is then entered in the list."""
-        is_run = (path / _PLAN).is_file() and (path / _CHECKPOINT).is_file()
+        is_run = (path / CONFIG).is_file() and (path / CHECKPOINT).is_file()
         if is_run:
-            files.recover(path / _IN_RUN)
-        if (path / CARD).is_file() or (path / _IN_RUN / CARD).is_file():
+            files.recover(path / MODEL)
+        if (path / CARD).is_file() or (path / MODEL / CARD).is_file():
             self.models.append(path)
         elif is_run:
             self.unfinished.append(path)

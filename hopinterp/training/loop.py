@@ -18,14 +18,12 @@ from hopinterp.files import alone_in, clear_leftovers, leftover, making, reason,
 from hopinterp.memory import require_memory
 from hopinterp.models import store
 from hopinterp.models.fused import FusedTransformer
+from hopinterp.models.places import CHECKPOINT, CONFIG, MODEL
 from hopinterp.progress import Progress, Report
 from hopinterp.signals import held_back
 from hopinterp.training.config import TrainConfig, only_records
 from hopinterp.training.record import (
-    CHECKPOINT,
-    CONFIG,
     METRICS,
-    MODEL,
     SERIES,
     Log,
     forget_after,

@@ -15,10 +15,11 @@ import torch
 from hopinterp.errors import HopInterpError
 from hopinterp.files import digest, read_file, read_json, write_file
 from hopinterp.models import torch_files
+from hopinterp.models.places import CHECKPOINT, CONFIG
 from hopinterp.training.config import TrainConfig
 from hopinterp.training.run import Run
 
-CONFIG, METRICS, CHECKPOINT, MODEL, SERIES = "config.json", "metrics.jsonl", "checkpoint.pt", "model", "series"
+METRICS, SERIES = "metrics.jsonl", "series"
 WANDB = "wandb.id"
 
 
