@@ -95,7 +95,7 @@ def patch(
     from hopinterp.evidence.patching.runs import Direction
     from hopinterp.views import tables
 
-    metric = one_of("--metric", metric or ("probability" if by == "chain" else "logit_difference"), effects.METRICS)
+    metric = one_of("--metric", metric or effects.default_metric(by), effects.METRICS)
     settings = {"by": one_of("--by", by, get_args(By)), "pairs": one_of("--pairs", pairs, get_args(Kind))}
     settings["direction"] = None if direction is None else one_of("--direction", direction, get_args(Direction))
     subject, task = open_model(model, device, plot)

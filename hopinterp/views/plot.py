@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from hopinterp.decompile.decompilation import Decompilation
 from hopinterp.decompile.records import Decompiled
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.patching.effects import default_metric
 from hopinterp.judgement.records import Survey, Verdict
 from hopinterp.views import graph, plots, programs, trends, verdicts
 from hopinterp.views.plots import probe_staircase as probe
@@ -50,9 +51,9 @@ def patch(found: xr.Dataset, metric: str | None = None, title: str = "") -> Figu
     Args:
         metric: probability along the chain, else logit_difference, unless given.
     """
-    along = found.attrs["by"] == "chain"
-    shown = metric or ("probability" if along else "logit_difference")
-    return plots.light_cone(found, shown, title) if along else plots.patch_heatmap(found, shown, title)
+    by = found.attrs["by"]
+    draw = plots.light_cone if by == "chain" else plots.patch_heatmap
+    return draw(found, metric or default_metric(by), title)
 
 
 def transplant(found: xr.Dataset, title: str = "") -> Figure:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hopinterp.errors import HopInterpError
+from hopinterp.evidence.patching.effects import default_metric
 from hopinterp.views import tables
 
 _WIDTH = 160
@@ -18,7 +19,7 @@ _PRE = "<pre style='white-space: pre; overflow-x: auto; line-height: 1.25'>{code
 
 
 @dataclass(frozen=True)
-class Shown:
+class Reading:
     """A table and its reading, whose last line is the answer: prints itself, and shows itself in a notebook."""
 
     table: Table
@@ -34,7 +35,7 @@ class Shown:
         return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n") + f"\n\n{self.reading}"
 
     def __repr__(self) -> str:
-        return f"<Shown: {self.reading.splitlines()[-1]}>"
+        return f"<Reading: {self.reading.splitlines()[-1]}>"
 
     def _repr_html_(self) -> str:
         *lines, answer = map(html.escape, self.reading.splitlines())
@@ -42,7 +43,7 @@ class Shown:
         return f"<div><p><strong>{answer}</strong></p>{table}<p>{'<br>'.join(lines)}</p></div>"
 
 
-def show(found: xr.Dataset, *, hops: int | None = None, metric: str | None = None) -> Shown:
+def show(found: xr.Dataset, *, hops: int | None = None, metric: str | None = None) -> Reading:
     """What a command prints of what `evaluate`, `align`, `probe`, `patch` or `transplant` returned: a table and its reading.
 
     Args:
@@ -53,20 +54,20 @@ def show(found: xr.Dataset, *, hops: int | None = None, metric: str | None = Non
         HopInterpError: another result, or a k or metric that was not measured.
     """
     if "iia" in found and "leading" in found:
-        return Shown(tables.transplant_table(found), tables.transplant_reading(found))
+        return Reading(tables.transplant_table(found), tables.transplant_reading(found))
     if "accuracy" in found and "frontier" in found:
-        return Shown(tables.probe_table(found), tables.probe_reading(found))
+        return Reading(tables.probe_table(found), tables.probe_reading(found))
     if "score_valid" in found:
         one = found if hops is None and found.hops.size != 1 else _at(found, "hops", hops)
         if "hops" in one.dims:
             raise HopInterpError(f"this has {one.sizes['hops']} k: say which, as hops={int(one.hops[0])}")
-        return Shown(tables.attention_table(one), tables.attention_reading(one))
+        return Reading(tables.attention_table(one), tables.attention_reading(one))
     if "normalised" in found and "by" in found.attrs:
-        name = metric or ("probability" if found.attrs["by"] == "chain" else "logit_difference")
+        name = metric or default_metric(found.attrs["by"])
         _at(found, "metric", name)
-        return Shown(tables.patch_table(found, name), tables.patch_reading(found, name))
+        return Reading(tables.patch_table(found, name), tables.patch_reading(found, name))
     if "null_error" in found:
-        return Shown(tables.errors_table(found), tables.errors_reading(found, found.attrs.get("model") or "the model"))
+        return Reading(tables.errors_table(found), tables.errors_reading(found, found.attrs.get("model") or "the model"))
     raise HopInterpError("show knows what evaluate, align, probe, patch and transplant return; others show themselves")
 
 

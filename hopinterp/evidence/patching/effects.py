@@ -18,6 +18,12 @@ _STANDARD_ERRORS = 4.0  # by chance an untrained model's two runs differ by 2 of
 METRICS = ("logit_difference", "probability", "accuracy")
 """The right answer's logit less the counterfactual's; the right answer's probability; whether it is the most likely."""
 
+
+def default_metric(by: str) -> str:
+    """What effects are read by where nothing else is asked for: along the chain probability, else logit_difference."""
+    return "probability" if by == "chain" else "logit_difference"
+
+
 IN_PART = 0.05
 """An effect that is smaller is a trifle, however sure."""
 
