@@ -71,7 +71,7 @@ def _parallel_by_numbers(task: HopTask, hops: int) -> Program:
 
 def _config(**settings: Any) -> TrainConfig:
     small = {"d_model": 64, "letters": 30, "max_hops": 5, "batch": 32, "checkpoint_every": 500, "curriculum": False}
-    return TrainConfig(**small | {"short_until": (0.0, 0.0)} | settings)
+    return TrainConfig.preset("first", **small | {"short_until": (0.0, 0.0)} | settings)
 
 
 PLANS = {

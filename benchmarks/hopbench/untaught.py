@@ -34,8 +34,16 @@ def model(name: str, seed: int, runs: Path) -> FusedTransformer:
     directory = runs / f"{name}-{seed}"
     if not directory.exists():
         plan = PLANS[name]
-        config = TrainConfig(
-            layers=3, d_model=64, letters=30, max_hops=6, batch=32, steps=plan.steps, seed=seed, short_until=(0.0, 0.0)
+        config = TrainConfig.preset(
+            "first",
+            layers=3,
+            d_model=64,
+            letters=30,
+            max_hops=6,
+            batch=32,
+            steps=plan.steps,
+            seed=seed,
+            short_until=(0.0, 0.0),
         )
         trained = _train(Run(config), plan)
         runs.mkdir(parents=True, exist_ok=True)

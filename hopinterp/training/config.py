@@ -72,8 +72,9 @@ class TrainConfig:
     letters: int = _setting(98, "Letters in a sequence.")
     alphabet: int = _setting(4, "Size of the alphabet.")
     max_hops: int = _setting(16, "The largest k.")
-    steps: int = _setting(7000, "Gradient steps.", _STEPS)
-    batch: int = _setting(64, "Sequences a step.", _ONE_OR_MORE)
+    steps: int = _setting(4000, "Gradient steps.", _STEPS)
+    batch: int = _setting(21, "Sequences a step, at full length.", _ONE_OR_MORE)
+    even_tokens: bool = _setting(True, "Short sequences come in larger batches, as many tokens a step as at full length.")
     optimizer: str = _setting(
         "muon", "muon (the blocks' matrices; AdamW at the same rate on the rest) or adamw on everything.", _OPTIMIZER
     )
@@ -84,9 +85,17 @@ class TrainConfig:
     beta2: float = _setting(0.98, "AdamW's second beta.", _BETWEEN)
     clip: float = _setting(1.0, "Largest gradient norm; 0 for no clipping.", _FINITE)
     dropout: float = _setting(0.0, "GPT-2's dropout, while training.", _SHARE)
+    average: float = _setting(
+        0.99, "Decay of the running mean of the weights, which is the model that comes out; 0 for the last weights.", _SHARE
+    )
     curriculum: bool = _setting(True, "Add k one at a time and ask hard k more often; otherwise k is uniform throughout.")
+    focus: float = _setting(
+        4.0,
+        "How much the curriculum holds back a k while a smaller one is wrong: by e^(−focus × the largest error of these).",
+        _FINITE,
+    )
     short_until: tuple[float, float] = _setting(
-        (0.2, 0.5),
+        (0.12, 0.2),
         "Shares of the run until which sequences have 1/3 and 2/3 of the letters, at a random offset so that every row of "
         "W_pos learns; 0 0 for none.",
         _RISING,
@@ -214,10 +223,20 @@ class Preset(NamedTuple):
 _PLAIN: dict[str, Any] = {"short_until": (0.0, 0.0), "bf16": False}
 _QUICK = {"layers": 3, "d_model": 64, "letters": 30, "max_hops": 3, "steps": 1500, "batch": 32}
 _PAPER = {"act_fn": "gelu_new", "unembed": "identity", "steps": 100_000, "batch": 32, "optimizer": "adamw", "lr": 1e-4}
-_PAPER |= {"warmup": 1000, "decay": 0.99, "beta2": 0.999, "clip": 0.0, "dropout": 0.1, "curriculum": False}
+_PAPER |= {"warmup": 1000, "decay": 0.99, "beta2": 0.999, "clip": 0.0, "dropout": 0.1, "average": 0.0, "curriculum": False}
+_FIRST = {
+    "steps": 7000,
+    "batch": 64,
+    "even_tokens": False,
+    "lr": 2e-3,
+    "average": 0.0,
+    "focus": 0.0,
+    "short_until": (0.2, 0.5),
+}
 
 PRESETS = {
     "full": Preset("our recipe", {}),
     "quick": Preset("a tiny model in a minute", _QUICK | _PLAIN),
     "paper": Preset("as published: GPT-2's architecture, every k from the start", _PAPER | _PLAIN),
+    "first": Preset("the recipe of version 0.1, which trained the shipped models", _FIRST),
 }

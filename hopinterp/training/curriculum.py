@@ -23,9 +23,10 @@ _UNIFORM_END = 0.1  # the end of the run that is wholly the task's own distribut
 class Curriculum:
     """What has been asked, and how well it went.
 
-    While it grows, k is drawn from 0 … K with weight (running error + 0.02), and one draw in ten is uniform on 0 … max_hops;
-    K grows by one when its running error falls under 20%. As the learning rate decays, the uniform share rises to 1, and the
-    last tenth of the run is the task's own distribution: all k alike, full length.
+    While it grows, k is drawn from 0 … K with weight (running error + 0.02), times e^(−focus · the largest running error
+    of a smaller k): what lies below is learned first. One draw in ten is uniform on 0 … max_hops. K grows by one when its
+    running error falls under 20%. As the learning rate decays, the uniform share rises to 1, and the run's last tenth is the
+    task's own distribution: all k alike, full length.
 
     Attributes:
         largest: K.
@@ -45,11 +46,12 @@ class Curriculum:
         """A batch, and the rows of W_pos that its tokens stand at (None: 0 … n)."""
         config = self.config
         task = HopTask(self._letters(step / config.steps), config.alphabet, config.max_hops)
-        batch = task.sample(config.batch, self._hops(step / config.steps, generator), generator=generator)
+        count = config.batch * (config.letters + 1) // task.n_positions if config.even_tokens else config.batch
+        batch = task.sample(count, self._hops(step / config.steps, count, generator), generator=generator)
         room = config.letters - task.n_letters
         if not room:
             return batch, None
-        offset = torch.randint(room + 1, (config.batch, 1), generator=generator)
+        offset = torch.randint(room + 1, (count, 1), generator=generator)
         positions = torch.arange(task.n_positions) + offset
         positions[:, 0] = 0  # the hop token keeps its place
         return batch, positions
@@ -60,14 +62,16 @@ class Curriculum:
             return max(1, self.config.letters // 3 if progress < first else 2 * self.config.letters // 3)
         return self.config.letters
 
-    def _hops(self, progress: float, generator: torch.Generator) -> Int[Tensor, " batch"] | None:
+    def _hops(self, progress: float, count: int, generator: torch.Generator) -> Int[Tensor, " batch"] | None:
         if not self.config.curriculum or progress >= 1 - _UNIFORM_END:
             return None
         start, end = 1 - self.config.decay, 1 - _UNIFORM_END
         uniform = max(_UNIFORM, (progress - start) / (end - start) if end > start else 0.0)
-        weights = torch.where(torch.arange(len(self.errors)) <= self.largest, self.errors + _FLOOR, 0.0)
+        below = torch.cat([torch.zeros(1), self.errors.cummax(0).values[:-1]])
+        weights = (self.errors + _FLOOR) * (-self.config.focus * below).exp()
+        weights = torch.where(torch.arange(len(self.errors)) <= self.largest, weights, 0.0)
         weights = (1 - uniform) * weights / weights.sum() + uniform / len(weights)
-        return torch.multinomial(weights, self.config.batch, replacement=True, generator=generator)
+        return torch.multinomial(weights, count, replacement=True, generator=generator)
 
     def update(
         self, hops: Int[Tensor, " batch"], wrong: Int[Tensor, " batch"], scored: Int[Tensor, " batch"], step: int

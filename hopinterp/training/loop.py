@@ -15,7 +15,7 @@ import torch
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import error_table, evaluate
 from hopinterp.files import alone_in, clear_leftovers, leftover, making, reason, recover
-from hopinterp.memory import require_memory
+from hopinterp.memory import keep_memory, release_memory, require_memory
 from hopinterp.models import store
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.places import CHECKPOINT, CONFIG, MODEL
@@ -156,6 +156,7 @@ def _last(config: TrainConfig, directory: Path, device: str | torch.device | Non
 
 def _go_on(run: Run, directory: Path | None, report: Report | None) -> FusedTransformer:
     config, log = run.config, Log(directory, run.config)
+    keep_memory()
     started, first_tokens, before = time.monotonic(), run.tokens, run.seconds
     with closing(log), held_back() as stopped:  # between steps a checkpoint is whole
         while run.step < config.steps and not stopped():
@@ -170,7 +171,8 @@ def _go_on(run: Run, directory: Path | None, report: Report | None) -> FusedTran
             _keep_records(run, directory, log, loss)
             if directory is not None and (stopped() or _is_due(run, config.checkpoint_every)):
                 save_checkpoint(run, directory)
-    model = _detached(run)
+    model = run.averaged
+    release_memory()
     if directory is not None:
         errors = error_table(evaluate(model, config.task, sequences=_FINAL_SEQUENCES, report=report))
         store.save(directory / MODEL, model, config.task, _made(run), errors, overwrite=True)
@@ -187,11 +189,11 @@ def _keep_records(run: Run, directory: Path | None, log: Log, loss: float) -> No
     if _is_due(run, config.log_every):
         log.write(run, {"loss": loss})
     if directory is not None and config.eval_every and run.step % config.eval_every == 0:
-        measured = evaluate(_detached(run), config.task, sequences=_EVAL_SEQUENCES)
+        measured = evaluate(run.averaged, config.task, sequences=_EVAL_SEQUENCES)
         log.write(run, {"eval": error_table(measured)["errors"]})
     if directory is not None and config.keep_every and run.step % config.keep_every == 0:
         place = directory / SERIES / f"{run.step:07d}"
-        store.save(place, _detached(run), config.task, _made(run), overwrite=True)
+        store.save(place, run.averaged, config.task, _made(run), overwrite=True)
 
 
 def _made(run: Run) -> dict[str, Any]:
@@ -206,7 +208,3 @@ def _made(run: Run) -> dict[str, Any]:
         "device": run.device.type,
         "threads": torch.get_num_threads(),
     }
-
-
-def _detached(run: Run) -> FusedTransformer:
-    return FusedTransformer(run.spec, {name: p.detach().clone() for name, p in run.model.parameters.items()})

@@ -34,6 +34,7 @@ class Run:
             matrix.requires_grad_(self.spec.is_trained(name))
         self.learned = [matrix for matrix in self.matrices.values() if matrix.requires_grad]
         self.optimizers = _optimizers(config, self.matrices)
+        self.average = {name: m.detach().clone() for name, m in self.matrices.items()} if config.average else {}
         self.curriculum = Curriculum(config)
         self.generator = torch.Generator().manual_seed(config.seed)
         # a stream far from that of the same seed, from which evaluation draws; torch's generator reads 32 bits of a seed
@@ -49,6 +50,12 @@ class Run:
     def model(self) -> FusedTransformer:
         """The model as it is now; gradients flow to the matrices."""
         return _model(self.spec, self.matrices)
+
+    @property
+    def averaged(self) -> FusedTransformer:
+        """A copy of the model that the run has so far: of the running mean of its weights, or of the last ones."""
+        found = _model(self.spec, self.average or self.matrices).parameters
+        return FusedTransformer(self.spec, {name: p.detach().clone() for name, p in found.items()})
 
     def advance(self) -> float:
         """One step; returns its loss.
@@ -73,11 +80,19 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        self._take_mean()
         wrong = (logits.argmax(-1) != labels).cpu() & batch.scored
         self.curriculum.update(batch.hops, wrong.sum(1), batch.scored.sum(1), self.step)
         self.step += 1
         self.tokens += tokens.numel()
         return loss.item()
+
+    def _take_mean(self) -> None:
+        """Move the running mean towards the weights; faster at first, or it would remember how they began."""
+        if self.average:
+            decay = min(self.config.average, (1 + self.step) / (10 + self.step))
+            matrices = [self.matrices[name].detach() for name in self.average]
+            torch._foreach_lerp_(list(self.average.values()), matrices, 1 - decay)
 
     def _batch(self) -> tuple[Batch, Tensor | None]:
         if self.fixed is None:
@@ -95,6 +110,7 @@ class Run:
             "threads": torch.get_num_threads(),
             "device": self.device.type,
             "matrices": {name: matrix.detach() for name, matrix in self.matrices.items()},
+            "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "curriculum": self.curriculum.state(),
             "generator": self.generator.get_state(),
@@ -112,6 +128,8 @@ class Run:
         with torch.no_grad():
             for name, matrix in self.matrices.items():
                 matrix.copy_(state["matrices"][name])
+            for name, mean in self.average.items():
+                mean.copy_(state["average"][name])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.curriculum = Curriculum(self.config, **state["curriculum"])

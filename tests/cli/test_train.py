@@ -39,7 +39,7 @@ def test_train_resume_and_use(run, tmp_path):
         (("--out", "r", "--short-until", "0.5", "0.2"), "two rising shares"),
         (("--out", "r", "--heads", "7"), "7 heads were given"),
         (("--out", "r", "--threads", "0"), "--threads is 0"),
-        (("--out", "r", "--samples", "5"), "a batch alone has 64"),
+        (("--out", "r", "--samples", "5"), "a batch alone has 21"),
         (("--resume", "nowhere"), "nowhere is no training run"),
         (("--resume", "m", "--lr", "1"), "a resumed run has its own settings; --lr cannot change"),
     ],
@@ -66,7 +66,7 @@ def test_help_names_every_setting_and_its_defaults(run, monkeypatch):
     assert rows["layers"].endswith("Default: 4; quick 3.")
     assert rows["lr"].endswith("Default: 0.002; paper 0.0001.")
     assert rows["bf16"].endswith("Default: on; quick off; paper off.")
-    assert rows["short-until"].endswith("Default: 0.2 0.5; quick 0.0 0.0; paper 0.0 0.0.")
+    assert rows["short-until"].endswith("Default: 0.12 0.2; quick 0.0 0.0; paper 0.0 0.0; first 0.2 0.5.")
     assert rows["samples"].endswith("Default: 0.")
 
 
@@ -79,17 +79,30 @@ def test_every_option_reaches_the_run(run, tmp_path):
         "beta2": 0.9,
         "clip": 0.0,
         "dropout": 0.1,
+        "average": 0.9,
+        "focus": 2.0,
         "samples": 8,
         "seed": 3,
         "checkpoint_every": 2,
     }
     wanted |= {"keep_every": 2, "log_every": 2, "eval_every": 2}
     typed = [part for name, value in wanted.items() for part in (f"--{name.replace('_', '-')}", value)]
-    typed += ["--short-until", 0, 0, "--no-curriculum", "--no-bf16", "--no-compile", "--no-tensorboard", "--no-wandb"]
+    typed += [
+        "--short-until",
+        0,
+        0,
+        "--no-curriculum",
+        "--no-even-tokens",
+        "--no-bf16",
+        "--no-compile",
+        "--no-tensorboard",
+        "--no-wandb",
+    ]
     assert run("train", "--out", tmp_path / "r", *typed)[0] == 0
     wanted |= {
         "short_until": (0.0, 0.0),
         "curriculum": False,
+        "even_tokens": False,
         "bf16": False,
         "compile": False,
         "tensorboard": False,

@@ -31,6 +31,12 @@ def test_presets_take_changes():
     assert (fixed.curriculum, fixed.short_until) == (False, (0, 0))
 
 
+def test_the_recipe_of_the_shipped_models_is_kept():
+    config = TrainConfig.preset("first", layers=4)
+    assert (config.steps, config.batch, config.lr, config.short_until) == (7000, 64, 2e-3, (0.2, 0.5))
+    assert (config.even_tokens, config.average, config.focus) == (False, 0, 0)
+
+
 def test_the_command_names_what_differs():
     config = TrainConfig.preset("full", layers=3, steps=50, bf16=False, short_until=(0.0, 0.0), keep_every=9)
     words = "hopinterp train --preset full --layers 3 --steps 50 --short-until 0.0 0.0 --no-bf16 --seed 0"
@@ -51,7 +57,7 @@ def test_the_command_names_what_differs():
         ({"optimizer": "sgd"}, "optimizer is 'sgd'; it must be muon or adamw"),
         ({"short_until": (0.5, 0.2)}, "two rising shares"),
         ({"seed": -1}, "seed is -1; it must be between 0 and 2\\^32"),
-        ({"samples": 10}, "samples is 10; a batch alone has 64"),
+        ({"samples": 10}, "samples is 10; a batch alone has 21"),
         ({"samples": 100, "curriculum": True}, "needs no curriculum"),
         ({"compile": True, "dropout": 0.1}, "draws no dropout"),
         ({"heads": 5}, "5 heads were given"),

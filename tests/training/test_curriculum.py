@@ -1,11 +1,17 @@
 """The timetable asks what it says, when it says."""
 
+import math
+from dataclasses import replace
+
+import pytest
 import torch
 
 from hopinterp import TrainConfig
 from hopinterp.training.curriculum import Curriculum
 
-CONFIG = TrainConfig(layers=2, letters=30, max_hops=8, steps=1000, batch=512)
+CONFIG = TrainConfig(
+    layers=2, letters=30, max_hops=8, steps=1000, batch=512, short_until=(0.2, 0.5), even_tokens=False, focus=0.0
+)
 
 
 def drawn(curriculum, step, seed=0):
@@ -31,6 +37,29 @@ def test_draws_follow_the_errors_and_leave_out_what_was_not_reached():
     counts = drawn(curriculum, 600)[0].hops.bincount(minlength=9) / 512
     assert counts[2] > 0.7  # (0.48 + 0.02) / 0.54 of the nine tenths that are not uniform
     assert 0 < counts[3:].sum() < 0.15
+
+
+def test_short_batches_have_as_many_tokens_as_long_ones():
+    curriculum = Curriculum(replace(CONFIG, even_tokens=True))
+    for step, letters, count in ((0, 10, 512 * 31 // 11), (300, 20, 512 * 31 // 21), (500, 30, 512)):
+        batch, positions = drawn(curriculum, step)
+        assert batch.tokens.shape == (count, letters + 1)
+        assert positions is None or len(positions) == count
+
+
+def test_focus_holds_back_what_lies_beyond_errors():
+    errors = torch.tensor([0.0, 0.0, 0.48, *[1.0] * 6])
+    shares = {}
+    for focus in (0.0, 4.0):
+        drawing = Curriculum(replace(CONFIG, focus=focus), largest=3, errors=errors)
+        counts = torch.stack([drawn(drawing, 600, seed)[0].hops.bincount(minlength=9) for seed in range(10)]).sum(0)
+        shares[focus] = float(counts[3] / counts[2])
+    uniform = 0.1 / 9
+    plain = 0.9 * torch.tensor([0.02, 0.02, 0.5, 1.02]) / 1.56 + uniform
+    held = torch.tensor([0.02, 0.02, 0.5, 1.02 * math.exp(-4 * 0.48)])
+    held = 0.9 * held / held.sum() + uniform
+    assert shares[0.0] == pytest.approx(float(plain[3] / plain[2]), rel=0.1)
+    assert shares[4.0] == pytest.approx(float(held[3] / held[2]), rel=0.1)
 
 
 def test_the_end_is_the_task_s_own_distribution():

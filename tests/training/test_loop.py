@@ -293,6 +293,22 @@ def test_matrices_are_the_hooked_parameters():
         assert torch.equal(p, run.model.parameters[name])
 
 
+def test_the_model_is_the_running_mean_of_the_weights():
+    config = replace(TINY, steps=30, average=0.5)
+    run, last = Run(config), Run(replace(config, average=0.0))
+    mean = {name: p.clone() for name, p in run.averaged.parameters.items()}
+    for step in range(30):
+        run.advance()
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = {name: decay * mean[name] + (1 - decay) * p.detach() for name, p in run.model.parameters.items()}
+    found = run.averaged.parameters
+    assert all(torch.allclose(found[name], mean[name], atol=1e-6) for name in mean)
+    assert any(not torch.allclose(found[name], p, atol=1e-4) for name, p in run.model.parameters.items())
+    for _ in range(30):  # a mean changes nothing of what is learned
+        last.advance()
+    assert all(torch.equal(p, run.model.parameters[name]) for name, p in last.averaged.parameters.items())
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile looks at views of weights
 def test_a_compiled_run_computes_the_same(pytestconfig):
     if pytestconfig.getoption("jaxtyping_packages", None):
