@@ -114,6 +114,7 @@ def test_help_names_every_command_in_order_of_use(run, monkeypatch):
     groups = {
         "Make a model": {
             "train": "Train a model of the task, or go on with a run that was interrupted.",
+            "sweep": "Train and measure every model of a grid, several at a time",
             "construct": "Write a model whose weights are set by hand",
             "import": "Import a Hugging Face GPT-2 checkpoint of the task, exactly.",
             "export": "Write a model as the Hugging Face Hub keeps them, to share it",
