@@ -50,7 +50,7 @@ def sweep(
         typer.Option(
             help="Instead of a file, a grid of the paper's Table 3: "
             + "; ".join(f"{name}: {one.words}" for name, one in PAPER.items())
-            + ".",
+            + ". None by default.",
             autocompletion=choices(*PAPER),
         ),
     ] = "",
@@ -67,10 +67,10 @@ def sweep(
     decompile: Annotated[
         str,
         typer.Option(
-            help="Also decompile each model at these k: granted (the most that the theorem grants), solved, all, or 3, 1-7."
+            help="Decompile each model too, at k: granted (the most that theory grants it), solved, all, or 1-7; else none."
         ),
     ] = "",
-    verify: Annotated[str, typer.Option(help="Also judge each model at these k, likewise.")] = "",
+    verify: Annotated[str, typer.Option(help="Judge each model too, at k as for --decompile; else none.")] = "",
     engine: Annotated[
         str,
         typer.Option(
@@ -96,7 +96,9 @@ def sweep(
     retries: Annotated[int, whole("How often a cell whose process was killed is started again.", 0, 1000)] = 2,
     slurm: Annotated[
         list[str] | None,
-        typer.Option(help="KEY=VALUE for sbatch, as often as needed: partition=cpu, time=4:00:00.", metavar="KEY=VALUE"),
+        typer.Option(
+            help="KEY=VALUE for sbatch, once for each: partition=cpu, time=4:00:00 (default: a day).", metavar="KEY=VALUE"
+        ),
     ] = None,
     csv: Csv = None,
     no_cache: NoCache = False,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hopinterp.errors import HopInterpError
 from hopinterp.sweeps.cells import Beat, Home, keep_job, kept_job
@@ -32,6 +32,33 @@ _FOR_EVER = 365 * 24 * 60  # minutes that a local job may take
 _DAY = 24 * 60  # minutes that a Slurm job may take, unless told; it is requeued, and goes on, when they are over
 _REQUEUES = 1000
 _ASK_EVERY = 10.0  # seconds between two questions to Slurm about one job
+
+
+class Job(Protocol):
+    """What a sweep asks of submitit's jobs."""
+
+    @property
+    def job_id(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    def done(self) -> bool: ...
+    def cancel(self, check: bool = True) -> None: ...
+
+
+@dataclass
+class _Inline:
+    """A job that runs in this process when it is asked whether it has ended; Ctrl-C is this process's own."""
+
+    work: Work
+    job_id: str = ""
+    state: str = "FINISHED"
+
+    def done(self) -> bool:
+        self.work()
+        return True
+
+    def cancel(self, check: bool = True) -> None:
+        """It runs no more."""
 
 
 @dataclass
@@ -64,12 +91,14 @@ class Engine:
             raise HopInterpError(f"--slurm is for --engine slurm; this is {self.name}")
         _quiet()
 
-    def start(self, work: Work) -> submitit.Job[None]:
+    def start(self, work: Work) -> Job:
         """Start a job in its folder, and keep there how it is found again.
 
         Raises:
             HopInterpError: it cannot be started.
         """
+        if self.name == "debug":
+            return _Inline(work)
         try:
             executor = self._executor(work.folder)
             with _undisturbed(), _environment(self.threads):
@@ -83,8 +112,6 @@ class Engine:
     def _executor(self, folder: Path) -> submitit.Executor:
         import submitit
 
-        if self.name == "debug":
-            return submitit.DebugExecutor(folder)
         executor: submitit.Executor
         if self.name == "slurm":
             executor = submitit.SlurmExecutor(folder, max_num_timeout=_REQUEUES)
@@ -96,7 +123,7 @@ class Engine:
         executor.update_parameters(timeout_min=_FOR_EVER, gpus_per_node=len(gpu), visible_gpus=gpu)
         return executor
 
-    def found(self, folder: Path | None) -> submitit.Job[None] | None:
+    def found(self, folder: Path | None) -> Job | None:
         """The job of an earlier sweep in a folder, where it is one of a cluster, which outlives machines; None otherwise."""
         kept = kept_job(folder)
         if folder is None or kept.get("engine") != "slurm" or not kept.get("id") or shutil.which("sbatch") is None:
@@ -105,7 +132,7 @@ class Engine:
 
         return submitit.SlurmJob(folder, kept["id"])
 
-    def ended(self, job: submitit.Job[None]) -> bool:
+    def ended(self, job: Job) -> bool:
         """Whether a job runs no more, and will not."""
         if job.done():
             return True
@@ -118,7 +145,7 @@ class Engine:
             self._asked[job.job_id] = (time.monotonic(), answer)
         return answer
 
-    def tell(self, home: Home, job: submitit.Job[None] | None) -> bool:
+    def tell(self, home: Home, job: Job | None) -> bool:
         """Tell whoever works on a cell to stop: it then writes a checkpoint, and ends.
 
         Returns:
@@ -127,6 +154,8 @@ class Engine:
         if job is not None and type(job).__name__ == "SlurmJob":
             with suppress(OSError, subprocess.SubprocessError):
                 job.cancel(check=False)
+            return True
+        if self.name == "debug":
             return True
         beat = Beat.read(home.last_job())
         if not beat.is_here or not home.held():
