@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hopinterp.errors import HopInterpError
 from hopinterp.sweeps.cells import Beat, Home, keep_job, kept_job
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from hopinterp.sweeps.worker import Work
 
+    Job: TypeAlias = "submitit.Job[None] | _Inline"
+
 ENGINES = {
     "local": "processes of this machine",
     "slurm": "jobs of a Slurm cluster",
@@ -31,18 +33,7 @@ ENGINES = {
 _FOR_EVER = 365 * 24 * 60  # minutes that a local job may take
 _DAY = 24 * 60  # minutes that a Slurm job may take, unless told; it is requeued, and goes on, when they are over
 _REQUEUES = 1000
-_ASK_EVERY = 10.0  # seconds between two questions to Slurm about one job
-
-
-class Job(Protocol):
-    """What a sweep asks of submitit's jobs."""
-
-    @property
-    def job_id(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    def done(self) -> bool: ...
-    def cancel(self, check: bool = True) -> None: ...
+_ASK_EVERY = 5.0  # seconds between two questions to Slurm
 
 
 @dataclass
@@ -50,15 +41,11 @@ class _Inline:
     """A job that runs in this process when it is asked whether it has ended; Ctrl-C is this process's own."""
 
     work: Work
-    job_id: str = ""
-    state: str = "FINISHED"
 
     def done(self) -> bool:
+        """Do it."""
         self.work()
         return True
-
-    def cancel(self, check: bool = True) -> None:
-        """It runs no more."""
 
 
 @dataclass
@@ -80,7 +67,9 @@ class Engine:
     gpus: Sequence[int] = ()
     slurm: Mapping[str, str] = field(default_factory=dict)
     _started: int = 0
-    _asked: dict[str, tuple[float, bool]] = field(default_factory=dict)
+    _since: dict[str, float] = field(default_factory=dict)
+    _asked: float = float("-inf")
+    _queued: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
@@ -106,6 +95,7 @@ class Engine:
             self._started += 1
         except (OSError, ValueError, NameError, RuntimeError, subprocess.SubprocessError) as error:
             raise HopInterpError(f"a job cannot be started ({' '.join(str(error).split())[:300]})") from None
+        self._since[job.job_id] = time.monotonic()
         keep_job(work.folder, {"engine": self.name, "id": str(job.job_id)})
         return job
 
@@ -130,20 +120,19 @@ class Engine:
             return None
         import submitit
 
+        self._since[kept["id"]] = float("-inf")
         return submitit.SlurmJob(folder, kept["id"])
 
     def ended(self, job: Job) -> bool:
         """Whether a job runs no more, and will not."""
-        if job.done():
+        if not isinstance(job, _clusters()):
+            return job.done()
+        if job.paths.result_pickle.exists():
             return True
-        if type(job).__name__ != "SlurmJob":
-            return False
-        last, answer = self._asked.get(job.job_id, (float("-inf"), False))
-        if time.monotonic() - last > _ASK_EVERY:
-            # submitit asks sacct, which says nothing where a cluster keeps no accounts
-            answer = job.state.upper() == "UNKNOWN" and not _queued(job.job_id)
-            self._asked[job.job_id] = (time.monotonic(), answer)
-        return answer
+        if time.monotonic() - self._asked > _ASK_EVERY:
+            self._asked, self._queued = time.monotonic(), _queue()
+        # one that was submitted after the queue was asked is not known yet
+        return self._queued is not None and job.job_id not in self._queued and self._since[job.job_id] < self._asked
 
     def tell(self, home: Home, job: Job | None) -> bool:
         """Tell whoever works on a cell to stop: it then writes a checkpoint, and ends.
@@ -151,7 +140,7 @@ class Engine:
         Returns:
             Whether somebody could be told; one who has only just started cannot, yet.
         """
-        if job is not None and type(job).__name__ == "SlurmJob":
+        if isinstance(job, _clusters()):
             with suppress(OSError, subprocess.SubprocessError):
                 job.cancel(check=False)
             return True
@@ -163,6 +152,13 @@ class Engine:
         with suppress(OSError):
             os.kill(beat.pid, signal.SIGTERM)
         return True
+
+
+def _clusters() -> type[submitit.SlurmJob[None]]:
+    """The jobs that a cluster has, and its queue tells of."""
+    import submitit
+
+    return submitit.SlurmJob
 
 
 def slurm_parameters(given: Mapping[str, str]) -> dict[str, Any]:
@@ -207,16 +203,14 @@ def minutes(text: str) -> int:
     return total
 
 
-def _queued(job_id: str) -> bool:
-    """Whether Slurm's queue has a job; also where it cannot be asked."""
-    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job_id}"]
+def _queue() -> frozenset[str] | None:
+    """The jobs in Slurm's queue; None where it cannot be asked. Accounts, which submitit asks, are not kept everywhere."""
+    command = ["squeue", "--noheader", "--me", "--format=%i"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.SubprocessError):
-        return True
-    if asked.returncode:
-        return "Invalid job id" not in asked.stderr
-    return bool(asked.stdout.strip())
+        return None
+    return None if asked.returncode else frozenset(asked.stdout.split())
 
 
 @contextmanager

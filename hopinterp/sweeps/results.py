@@ -146,7 +146,11 @@ def _described(together: xr.Dataset, cells: Sequence[Cell], after: After, found:
         "verify": after.verify,
     }
     first = next(iter(found.values()), None)
-    measured = {} if first is None else {name: first.attrs[name] for name in ("level", "solved", "failed", "seed")}
+    measured = (
+        {}
+        if first is None
+        else {name: np.asarray(first.attrs[name]).item() for name in ("level", "solved", "failed", "seed")}
+    )
     together.attrs = {"version": metadata.version("hopinterp"), "settings": json.dumps(shared), **asked, **measured}
     for name in together.variables:
         if words := (datasets.LONG_NAMES | LONG_NAMES).get(str(name)):

@@ -7,20 +7,23 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from hopinterp.errors import HopInterpError
-from hopinterp.files import write_file
+from hopinterp.files import clear_leftovers, write_file
 from hopinterp.progress import Progress, Report
 from hopinterp.sweeps.cells import Beat, Home, failed
-from hopinterp.sweeps.engine import Engine, Job
+from hopinterp.sweeps.engine import Engine
 from hopinterp.sweeps.grid import Cell, Grid
 from hopinterp.sweeps.kept import alone, find_homes, keep_grid, kept_grid
 from hopinterp.sweeps.results import FILE, collect
 from hopinterp.sweeps.worker import Work
 from hopinterp.whole import whole
+
+if TYPE_CHECKING:
+    from hopinterp.sweeps.engine import Job
 
 _LOOK_EVERY = 0.2  # seconds
 _TELL_EVERY = 0.5
@@ -174,7 +177,10 @@ class _Sweep:
             raise
 
     def _adopt(self) -> None:
-        """Find what an earlier sweep left running."""
+        """Find what an earlier sweep left running, and clear what killed ones left unfinished."""
+        for home in self.homes:
+            if (last := home.last_job()) is not None:
+                clear_leftovers(last)
         for name in list(self.waiting):
             home = self.home[name]
             folder = home.last_job()

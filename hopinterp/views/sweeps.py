@@ -89,17 +89,21 @@ def sweep_reading(found: xr.Dataset) -> str:
         done = group.isel(cell=group.status.values == "done")
         if not done.sizes["cell"]:
             continue
-        far = Counter(capacity(done.isel(cell=row)) for row in range(done.sizes["cell"]))
-        said = [f"{count} of {done.sizes['cell']} solve k ≤ {k}" for k, count in sorted(far.items(), reverse=True)]
+        far = Counter(capacity(done.isel(cell=row)) or 0 for row in range(done.sizes["cell"]))
+        said = [f"{count} of {done.sizes['cell']} solve {_up_to(k)}" for k, count in sorted(far.items(), reverse=True)]
         for k in done.hops.values if "verdict" in done else []:
             rows = [done.isel(cell=row).sel(hops=k) for row in range(done.sizes["cell"])]
             counts = Counter(_verdict(row) for row in rows if row.verdict.item())
             if counts:
-                said.append(f"at k = {k} " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+                said.append(f"at k = {k}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
         lines.append(f"{name or 'all'}: {'; '.join(said)}.")
     states = Counter(found.status.values.tolist())
     others = "".join(f", {count} {state}" for state, count in states.items() if state != "done")
     return "\n".join([*lines, f"{states['done']} of {found.sizes['cell']} cells done{others}."])
+
+
+def _up_to(k: int) -> str:
+    return f"k ≤ {k}" if k > 1 else "k = 1" if k else "no k"
 
 
 def _groups(found: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:

@@ -16,6 +16,9 @@ import xarray as xr
 import hopinterp as hi
 from hopinterp.sweeps.cells import Beat, Home
 
+from .faults import Fault
+from .test_crash_points import leftovers, some_time_later
+
 SLOWLY = """
 import hopinterp.training.run as r, time
 a = r.Run.advance
@@ -91,7 +94,7 @@ def same(where, alone):
     assert not any(home.held() for home in homes(where))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(20) if "HOPINTERP_LONG" in os.environ else [0])
 def test_two_by_two_by_two_killed_twice(server, tmp_path, seed):
     table = tiny(layers=[1, 2], d_model=[8, 16], seed="0-1", steps=30)
     hi.sweep(table, tmp_path / "alone", engine="debug", threads=1)
@@ -172,6 +175,34 @@ def test_real_processes_killed_and_adopted(server, tmp_path):
     same(where, tmp_path / "alone")
     shutil.rmtree(where / "jobs")
     assert hi.sweep_results(where).status.values.tolist() == ["done", "done"]
+
+
+@pytest.mark.parametrize("how", ["kill", "SIGTERM", "full"])
+def test_whatever_call_is_the_last(server, tmp_path, how):
+    """As in test_crash_points: the sweep is killed, stopped or refused at a call that changes the disk, and goes on."""
+    table = tiny(steps=6, checkpoint_every=3)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "grid.toml").write_text(toml(table))
+    words = ("sweep", "grid.toml", "--out", "s", "--threads", 1, "--engine", "debug")
+    whole = server.run(*words, cwd=tmp_path / "first", counted=True)
+    assert whole.status == 0, whole.err
+    stride = 1 if "HOPINTERP_LONG" in os.environ else 12
+    for at in range(len(how) % stride, len(whole.calls), stride):
+        where = tmp_path / f"{how}-{at}"
+        where.mkdir()
+        (where / "grid.toml").write_text(toml(table))
+        done = server.run(*words, cwd=where, fault=Fault(at, how))
+        if how == "kill":
+            assert done.status == -9
+        elif done.status:  # in one line; where a cell could say that it failed, after the table
+            assert done.err.count("\n") == 1, done.err
+            assert done.status == {"SIGTERM": 143}.get(how, done.status)
+            assert done.err.startswith("hopinterp: "), done.err
+        some_time_later(where)
+        again = server.run(*words, cwd=where)
+        assert again.status == 0, (at, whole.calls[at], again.err)
+        same(where / "s", tmp_path / "first" / "s")
+        assert not leftovers(where), (at, whole.calls[at])
 
 
 def until(condition, running):

@@ -1,11 +1,13 @@
 """Engines: what Slurm is asked for; real processes of this machine that are killed; a real cluster, where there is one."""
 
 import shutil
+import subprocess
+from typing import Any
 
 import pytest
 
+import hopinterp as hi
 from hopinterp import HopInterpError
-from hopinterp.sweeps import engine
 from hopinterp.sweeps.engine import Engine, minutes, slurm_parameters
 
 
@@ -47,9 +49,28 @@ def test_engines_that_are_not_to_be_had(monkeypatch):
 def test_slurms_batch_file(monkeypatch, tmp_path):
     """What sbatch would be given: submitit asks only whether there is an srun."""
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
-    made = Engine("slurm", 3, slurm={"partition": "cpu", "time": "1:00:00", "reservation": "ours"})._executor(tmp_path)
+    made: Any = Engine("slurm", 3, slurm={"partition": "cpu", "time": "1:00:00", "reservation": "ours"})._executor(tmp_path)
     text = made._make_submission_file_text("command", "0")
     for line in ("cpus-per-task=3", "partition=cpu", "time=60", "reservation=ours", "job-name=hopinterp", "signal=USR2@90"):
         assert f"#SBATCH --{line}" in text, line
     assert f"{tmp_path}" in text
-    assert engine._queued("1") in (True, False)
+
+
+def cluster():
+    """Whether a Slurm answers here."""
+    found = shutil.which("sbatch") and shutil.which("sinfo")
+    return (
+        bool(found)
+        and "up" in subprocess.run(["sinfo", "-h"], capture_output=True, text=True, timeout=60, check=False).stdout
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not cluster(), reason="there is no Slurm here (no sbatch, or no node that is up)")
+def test_a_real_cluster(tiny, tmp_path):
+    table = tiny(layers=[1, 2])
+    here = hi.sweep(table, tmp_path / "here", engine="debug", threads=1)
+    there = hi.sweep(table, tmp_path / "there", engine="slurm", slurm={"time": "5", "mem": "1GB"})
+    assert (there.status == "done").all(), there.failure.values
+    assert there.error.equals(here.error)
+    assert (tmp_path / "there" / "jobs" / "layers=2" / "1" / "job.json").read_text().startswith('{"engine": "slurm"')
