@@ -26,13 +26,13 @@ from hopinterp.cli.shared import (
 from hopinterp.errors import HopInterpError
 from hopinterp.files import check_file_target, write_file
 from hopinterp.shown import legible
-from hopinterp.sweeps.grid import PAPER, Grid
+from hopinterp.sweeps.grid import PAPER, RECIPES, Grid
 from hopinterp.training.config import PRESETS
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_ENGINES = ("local", "slurm", "debug")
+ENGINES = ("local", "slurm", "debug")
 """For the shell to complete; what they are is known only where torch is imported."""
 
 
@@ -58,9 +58,9 @@ def sweep(
         str,
         typer.Option(
             help="Of --preset, how its cells are trained: "
-            + "; ".join(f"{name}, {one.words}" for name, one in PRESETS.items())
+            + "; ".join(f"{name}, {PRESETS[name].words}" for name in RECIPES)
             + ".",
-            autocompletion=choices(*PRESETS),
+            autocompletion=choices(*RECIPES),
         ),
     ] = "full",
     seeds: Annotated[str, typer.Option(help="Of --preset, its seeds: 0, 0-7 or 0,2.")] = "0",
@@ -75,7 +75,7 @@ def sweep(
         str,
         typer.Option(
             help="local: processes of this machine; slurm: a cluster's jobs; debug: this process.",
-            autocompletion=choices(*_ENGINES),
+            autocompletion=choices(*ENGINES),
         ),
     ] = "local",
     workers: Annotated[int | None, whole("Cells at a time; one a core by default, all of them on a cluster.", 1)] = None,

@@ -192,6 +192,15 @@ def failed(folder: Path | None) -> str:
         return f"{type(error).__name__}: {error}"
 
 
+def last_words(folder: Path | None) -> str:
+    """The last line that a job's process said, where it left no other word."""
+    logs = sorted(folder.glob("*_log.err")) if folder is not None else []
+    with suppress(OSError):
+        lines = [line.strip() for log in logs for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+        return lines[-1][:200] if lines else ""
+    return ""
+
+
 def keep_job(folder: Path, record: Mapping[str, str]) -> None:
     """Keep by which engine and under which id a job runs, so that a later sweep finds it."""
     write_file(folder / _JOB, json.dumps(dict(record)).encode())

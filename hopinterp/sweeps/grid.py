@@ -144,6 +144,8 @@ class Grid:
         """One of the paper's grids (PAPER), trained by a preset of `TrainConfig`, once for each seed."""
         if name not in PAPER:
             raise HopInterpError(f"no preset {name!r:.40}; there are {', '.join(PAPER)}")
+        if recipe not in RECIPES:
+            raise HopInterpError(f"no recipe {recipe!r:.40}; there are {', '.join(RECIPES)}")
         tables = [{"preset": recipe, "seed": seeds, **one} for one in PAPER[name].tables]
         return cls.of([cell for one in tables for cell in _cells(_axes(one))], after or After())
 
@@ -269,11 +271,11 @@ _DEPTHS = {"layers": [2, 3, 4, 5, 6]}
 _NARROW, _WIDE = {"d_model": 128, "heads": 4}, {"d_model": 256, "heads": 8}
 PAPER = {
     "paper-depths": Preset("depths 2 to 6, width 128, 4 heads, fresh samples", [_NARROW | _DEPTHS]),
-    "paper-widths": Preset(
-        "the same, and with width 256 and 8 heads (no samples but fresh ones)", [_NARROW | _DEPTHS, _WIDE | _DEPTHS]
-    ),
+    "paper-widths": Preset("the same, and with width 256 and 8 heads", [_NARROW | _DEPTHS, _WIDE | _DEPTHS]),
     "paper-samples": Preset(
         "depths 2 to 6 on fresh, 3,000 and 1,000 samples", [_NARROW | {"samples": [0, 3000, 1000]} | _DEPTHS]
     ),
 }
 """The paper's Table 3."""
+RECIPES = ("full", "paper")
+"""Presets of `TrainConfig` that train a model of the paper's task."""

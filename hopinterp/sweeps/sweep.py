@@ -14,7 +14,7 @@ import xarray as xr
 from hopinterp.errors import HopInterpError
 from hopinterp.files import clear_leftovers, write_file
 from hopinterp.progress import Progress, Report
-from hopinterp.sweeps.cells import Beat, Home, failed
+from hopinterp.sweeps.cells import Beat, Home, failed, last_words
 from hopinterp.sweeps.engine import Engine
 from hopinterp.sweeps.grid import Cell, Grid
 from hopinterp.sweeps.kept import alone, find_homes, keep_grid, kept_grid
@@ -212,7 +212,8 @@ class _Sweep:
         elif self.tries.get(name, 0) <= self.retries:
             self.waiting.insert(0, name)
         else:
-            self.failures[name] = f"its process was killed {self.tries[name]} times; {one.folder} holds what it said"
+            said = f" ({words})" if (words := last_words(one.folder)) else ""
+            self.failures[name] = f"its process ended {self.tries[name]} times with nothing done{said}; see {one.folder}"
 
     def _stop(self) -> None:
         """Tell all jobs to stop, and wait until they have."""

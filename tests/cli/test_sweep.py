@@ -67,7 +67,7 @@ def test_a_cell_that_fails_is_a_line_and_a_status(run, grid):
         (("grid.toml", "--preset", "paper-depths", "--out", "s"), "a grid's file or --preset, not both"),
         (("grid.toml", "--seeds", "0-3", "--out", "s"), "--recipe and --seeds are for --preset"),
         (("--preset", "paper", "--out", "s"), "no preset 'paper'; there are paper-depths"),
-        (("--preset", "paper-depths", "--recipe", "best", "--out", "s"), "no preset 'best'; there are full, quick, paper"),
+        (("--preset", "paper-depths", "--recipe", "best", "--out", "s"), "no recipe 'best'; there are full, paper"),
         (("--preset", "paper-depths", "--seeds", "x", "--out", "s"), "seed is 'x'; a range of it is such as 0-7"),
         (("--verify", "all", "--out", "s"), "give the grid too"),
         (("grid.toml", "--verify", "most", "--out", "s"), "verify is 'most'"),

@@ -1,8 +1,12 @@
 """Grids: what a file says becomes cells, and what is wrong is refused in one line that names the cell."""
 
 import json
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hopinterp import HopInterpError, TrainConfig
 from hopinterp.sweeps.grid import MOST_CELLS, PAPER, After, Grid
@@ -78,6 +82,34 @@ def test_what_is_wrong_is_one_line(tiny, changed, words):
         Grid.of_table(tiny(**changed))
     assert "\n" not in str(refused.value)
     assert MOST_CELLS == 10_000
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=6) | st.dates()
+    | st.sampled_from(["0-7", "3-1", "0-999999999", "granted", "all", "full", "muon"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=5,
+)  # fmt: skip
+KEYS = st.sampled_from([*(one.name for one in fields(TrainConfig)), "preset", "grid", "after", "odd", ""])
+
+
+def given_or_refused(table):
+    try:
+        return Grid.of_table(table)
+    except HopInterpError as error:
+        return str(error)
+
+
+@given(st.dictionaries(KEYS, JUNK, max_size=4))
+@settings(max_examples=60)
+def test_whatever_is_given_is_a_grid_or_one_line(table):
+    grid = given_or_refused(table)
+    if isinstance(grid, str):
+        assert len(grid.splitlines()) == 1
+        return
+    assert len({cell.name for cell in grid.cells}) == len(grid.cells)
+    assert all(name and name == Path(name).name and len(name) < 200 for name in names(grid))
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
 
 
 @pytest.mark.parametrize("text", ["layers = [1", "a = 1\na = 2", "x = " + "[" * 9000, "\0"])

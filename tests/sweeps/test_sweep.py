@@ -156,6 +156,7 @@ def test_a_cell_that_is_killed_is_started_again_so_often(tiny, tmp_path, monkeyp
     def start(_self, work):
         with pytest.raises(SystemExit):
             work()
+        (work.folder / "1_0_log.err").write_text("much\nout of memory\n\n")
         return Job()
 
     monkeypatch.setattr(loop, "train", dies)
@@ -163,7 +164,7 @@ def test_a_cell_that_is_killed_is_started_again_so_often(tiny, tmp_path, monkeyp
     found = swept(tiny(), tmp_path / "s", retries=2)
     assert len(calls) == 3
     assert found.status.values.tolist() == ["failed"]
-    assert "its process was killed 3 times" in found.failure.item()
+    assert "its process ended 3 times with nothing done (out of memory); see " in found.failure.item()
 
 
 def test_ctrl_c_then_the_same_again_is_bit_identical(whole, tmp_path, monkeypatch):
