@@ -40,6 +40,8 @@ from .models.store import load_fused as load_fused
 from .models.store import save as save
 from .models.subject import Subject as Subject
 from .progress import Progress as Progress
+from .sweeps.results import sweep_results as sweep_results
+from .sweeps.sweep import sweep as sweep
 from .task import Batch as Batch
 from .task import HopTask as HopTask
 from .theory.compiler import compile_program as compile_program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 
 from hopinterp.errors import HopInterpError
 
@@ -22,3 +23,11 @@ def whole(name: str, given: object, least: int, most: int | None = None) -> int:
         allowed = f"of at least {least:,}" if most is None else f"from {least:,} to {most:,}"
         raise HopInterpError(f"{name} is {given!r:.40}; it must be a whole number {allowed}")
     return number
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """The first and last number of each part of "8", "1-16" or "1,2,4"; nothing where it is something else."""
+    if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*", text):
+        return []
+    parts = (part.partition("-") for part in text.split(","))
+    return [(int(first), int(last or first)) for first, _, last in parts]

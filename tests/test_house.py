@@ -103,6 +103,7 @@ HOUSE = {
         "differences",
     ),
     "judgement": ("readings", "laws", "rules", "comparison", "records", "verdict"),
+    "sweeps": ("grid", "cells", "kept", "measure", "worker", "engine", "results", "sweep"),
     "views": (
         "style",
         "axes",
@@ -112,6 +113,7 @@ HOUSE = {
         "side_by_side",
         "statements",
         "trends",
+        "sweeps",
         "circuits",
         "graph",
         "programs",
@@ -125,7 +127,20 @@ HOUSE = {
         "show",
         "report",
     ),
-    "cli": ("shared", "keep", "make", "train", "read", "intervene", "judge", "decompile", "compare", "commands", "__init__"),
+    "cli": (
+        "shared",
+        "keep",
+        "make",
+        "train",
+        "read",
+        "intervene",
+        "judge",
+        "decompile",
+        "compare",
+        "sweep",
+        "commands",
+        "__init__",
+    ),
 }
 """Rooms from the lowest up, and the files of each from the lowest up: a file imports only what stands before it."""
 ORDER = [f"{room}.{name}" if name else room for room, files in HOUSE.items() for name in files or ("",)]

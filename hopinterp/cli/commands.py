@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from hopinterp.cli import decompile, intervene, judge, keep, make, read, train
+from hopinterp.cli import decompile, intervene, judge, keep, make, read, sweep, train
 from hopinterp.cli.compare import compare
 from hopinterp.cli.shared import app as app
 
@@ -17,6 +17,14 @@ EXAMPLES: dict[str, dict[str, tuple[Callable[..., Any], list[str]]]] = {
         "train": (
             train.train,
             ["train --preset quick --out runs/quick", "train --layers 4 --out runs/depth4", "train --resume runs/depth4"],
+        ),
+        "sweep": (
+            sweep.sweep,
+            [
+                "sweep grid.toml --out runs/grid --workers 4",
+                "sweep --preset paper-depths --seeds 0-7 --verify granted --out runs/depths --plot figure2.pdf",
+                "sweep grid.toml --out runs/grid --engine slurm --slurm partition=cpu --slurm time=4:00:00",
+            ],
         ),
         "construct": (make.construct, ["construct --hops 8 --algorithm successor --out known/successor8"]),
         "import": (make.import_, ["import checkpoint.pt --heads 4 --out imported", "import saved/ --out imported"]),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopinterp.cli.judge import granted
 from hopinterp.cli.keep import keep_datasets, keeps
 from hopinterp.cli.shared import (
     Device,
@@ -75,7 +74,7 @@ def compare(
     ks = hop_range(hops, min(task.max_hops for _, task in opened.values()))
     found = measured(opened, ks, sequences=sequences, seed=seed)
     compared = comparing.compare(found)
-    asked = {name: ks[0] if len(ks) == 1 else granted(card) for name, card in cards.items()}
+    asked = {name: ks[0] if len(ks) == 1 else card.granted for name, card in cards.items()}
     verdicts = _verdicts(opened, asked, sequences, seed) if verify else {}
     difference = _difference(opened, ks[0], sequences, seed) if program else None
     overlay(plot, dpi, found)

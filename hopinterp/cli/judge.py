@@ -26,7 +26,6 @@ from hopinterp.dates import today
 
 if TYPE_CHECKING:
     from hopinterp.judgement.records import Survey, Verdict
-    from hopinterp.models.card import Card
 
 
 @keeps
@@ -49,7 +48,7 @@ def verify(
 
     subject, task = open_model(model, device)
     card = store.read_card(store.find(model))
-    ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [granted(card)]
+    ks = None if hops == "all" else hop_range(hops, task.max_hops) if hops else [card.granted]
     task.hop_counts(ks)
     if report is not None:
         reports.check_writable(report)
@@ -75,9 +74,3 @@ def _asked() -> dict[str, str]:
         "date": today().isoformat(timespec="seconds"),
         "command": command_line(),
     }
-
-
-def granted(card: Card) -> int:
-    """The k that a model was built for, or the largest k < 2^(L−1), which Theorem 4.2 grants its depth."""
-    built_for: int | None = card.made.get("hops")
-    return built_for or max(1, min(2 ** (card.spec.n_layers - 1) - 1, card.task.max_hops))

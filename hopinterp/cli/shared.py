@@ -18,6 +18,7 @@ import typer
 from hopinterp.errors import HopInterpError
 from hopinterp.shown import finite, legible
 from hopinterp.signals import at_work
+from hopinterp.whole import spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -135,14 +136,12 @@ def hop_range(text: str, max_hops: int) -> list[int]:
     """ "8", "1-16" or "1,2,4" as numbers; 1 … max_hops for nothing."""
     if not text:
         return list(range(1, max_hops + 1))
-    if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*", text):
+    parts = spans(text)
+    if not parts:
         raise HopInterpError(f"--hops is {text!r:.80}; it is a number, a range or a list: 8, 1-16, 1,2,4")
-    if (largest := max(map(int, re.findall("[0-9]+", text)))) > max_hops:
+    if (largest := max(map(max, parts))) > max_hops:
         raise HopInterpError(f"hops is {largest}; this task has 0 to {max_hops}")
-    ks: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        ks += range(int(first), int(last or first) + 1)
+    ks = [k for first, last in parts for k in range(first, last + 1)]
     if not ks:
         raise HopInterpError(f"--hops is {text!r}, an empty range")
     return sorted(set(ks))

@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 
 from hopinterp.decompile.kept import check_shown, packed, reading_record, unpacked
-from hopinterp.decompile.records import FORMAT, FOUND, TENSORS, Decompiled, percent, read_record, write_found
+from hopinterp.decompile.records import FORMAT, FOUND, TENSORS, Decompiled, found_files, percent, read_record, write_found
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import FAILED
 from hopinterp.files import read_digested, read_json
@@ -90,7 +90,11 @@ class Decompilation(Shown):
         Raises:
             HopInterpError: it exists, or cannot be written.
         """
-        write_found(Path(directory), self.by_hops, {"model": self.model, "unsolved": packed(self.unsolved)})
+        write_found(Path(directory), self.files())
+
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by the files' names."""
+        return found_files(self.by_hops, {"model": self.model, "unsolved": packed(self.unsolved)})
 
 
 def unsolved(name: str, hops: int, error: float) -> str:

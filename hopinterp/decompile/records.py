@@ -371,7 +371,11 @@ class Decompiled(Shown):
         Raises:
             HopInterpError: it exists, or cannot be written.
         """
-        write_found(Path(directory), {self.hops: self}, {"one": self.hops})
+        write_found(Path(directory), self.files())
+
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by the files' names."""
+        return found_files({self.hops: self}, {"one": self.hops})
 
 
 def _node(node: Node) -> dict[str, Any]:
@@ -392,15 +396,18 @@ def percent(share: float) -> str:
 _RECORDS = {"faithfulness": Faithfulness, "controls": Controls, "tree": ValueTree, "queries": Queries}
 
 
-def write_found(target: Path, found: Mapping[int, Decompiled], more: Mapping[str, Any]) -> None:
-    """What was found at some k as a directory, whole or not at all.
+def write_found(target: Path, found: Mapping[str, bytes]) -> None:
+    """What was found as a directory, whole or not at all.
+
+    Args:
+        found: files as `found_files` makes them.
 
     Raises:
         HopInterpError: it exists, or cannot be written.
     """
     if target.exists():
         raise HopInterpError(f"{target} exists; what was found is saved to a directory of its own")
-    write_directory(target, found_files(found, more))
+    write_directory(target, found)
 
 
 def found_files(found: Mapping[int, Decompiled], more: Mapping[str, Any]) -> dict[str, bytes]:

@@ -41,7 +41,7 @@ T = TypeVar("T")
 Arrays = Mapping[str, np.ndarray]
 
 _PACKAGE = Path(cache.__file__).parent
-_ABOVE = ("training", "judgement", "views", "cli")  # rooms on which no evidence depends
+_ABOVE = ("training", "judgement", "sweeps", "views", "cli")  # rooms on which no evidence depends
 _LIBRARIES = ("hopinterp", "torch", "transformer-lens", "numpy", "scipy", "scikit-learn", "networkx", "xarray")
 _active: ContextVar[Cache | None] = ContextVar("hopinterp.cache", default=None)
 

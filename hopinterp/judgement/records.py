@@ -410,12 +410,16 @@ class Survey(Shown):
         target = Path(directory)
         if target.exists():
             raise HopInterpError(f"{target} exists; a survey is saved to a directory of its own")
+        write_directory(target, self.files())
+
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by the files' names."""
         kept = {"format": _FORMAT, "model": self.model, "hops": list(self.verdicts)}
         kept |= {"unmeasured": packed(self.unmeasured), "capacity": asdict(self.capacity)}
         files = {_SURVEY: json.dumps(kept, indent=2).encode() + b"\n"}
         for k, one in self.verdicts.items():
             files |= {f"k{k}/{name}": data for name, data in one.files().items()}
-        write_directory(target, files)
+        return files
 
 
 def load_survey(directory: str | Path, model: ModelLike | None = None) -> Survey:

@@ -47,6 +47,12 @@ class Card:
     versions: Mapping[str, str] = field(default_factory=dict)
     sha256: str = ""
 
+    @property
+    def granted(self) -> int:
+        """The k that the model was built for, or the largest k < 2^(L−1), which Theorem 4.2 grants its depth."""
+        built_for: int | None = self.made.get("hops")
+        return built_for or max(1, min(2 ** (self.spec.n_layers - 1) - 1, self.task.max_hops))
+
     def to_json(self) -> str:
         """The text of card.json."""
         return json.dumps(finite({"format": _FORMAT} | asdict(self)), indent=2, allow_nan=False) + "\n"

@@ -29,6 +29,17 @@ def of_datasets(found: Iterable[xr.Dataset]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def of_sweep(found: xr.Dataset) -> pd.DataFrame:
+    """A sweep as a row a cell and k; R(ℓ) of all blocks in one column, "0 1 3"."""
+    plain = found.drop_vars([name for name in ("reach", "layer") if name in found.variables])
+    if "hops" not in plain.dims or not any("hops" in one.dims for one in plain.data_vars.values()):
+        return plain.drop_vars("hops", errors="ignore").to_dataframe().reset_index()
+    frame = plain.to_dataframe(dim_order=["cell", "hops"]).reset_index()
+    reach = found.reach.transpose("cell", "hops", "layer").values.reshape(len(frame), -1)
+    frame["reach"] = [" ".join(str(int(value)) for value in row if value == value) for row in reach]
+    return frame
+
+
 def of_found(found: Verdict | Survey | Decompiled | Decompilation) -> pd.DataFrame:
     """A verdict as a row a block, or a program as a row a head; of several k one under the other."""
     if isinstance(found, Verdict):

@@ -15,9 +15,10 @@ from hopinterp.judgement.records import Survey, Verdict
 from hopinterp.views import graph, plots, programs, trends, verdicts
 from hopinterp.views.plots import probe_staircase as probe
 from hopinterp.views.plots import write as write
+from hopinterp.views.sweeps import figure as sweep
 from hopinterp.views.trends import dynamics as dynamics
 
-__all__ = ["align", "decompile", "dynamics", "evaluate", "patch", "probe", "transplant", "verify", "write"]
+__all__ = ["align", "decompile", "dynamics", "evaluate", "patch", "probe", "sweep", "transplant", "verify", "write"]
 
 
 def evaluate(

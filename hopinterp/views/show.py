@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.patching.effects import default_metric
-from hopinterp.views import tables
+from hopinterp.views import sweeps, tables
 
 _WIDTH = 160
 _PRE = "<pre style='white-space: pre; overflow-x: auto; line-height: 1.25'>{code}</pre>"
@@ -44,7 +44,8 @@ class Reading:
 
 
 def show(found: xr.Dataset, *, hops: int | None = None, metric: str | None = None) -> Reading:
-    """What a command prints of what `evaluate`, `align`, `probe`, `patch` or `transplant` returned: a table and its reading.
+    """What a command prints of what `evaluate`, `align`, `probe`, `patch`, `transplant` or `sweep` returned: a table and its
+    reading.
 
     Args:
         hops: the k to show of what `align` returned for several.
@@ -53,6 +54,8 @@ def show(found: xr.Dataset, *, hops: int | None = None, metric: str | None = Non
     Raises:
         HopInterpError: another result, or a k or metric that was not measured.
     """
+    if "status" in found and "cell" in found.dims:
+        return Reading(sweeps.sweep_table(found), sweeps.sweep_reading(found))
     if "iia" in found and "leading" in found:
         return Reading(tables.transplant_table(found), tables.transplant_reading(found))
     if "accuracy" in found and "frontier" in found:
@@ -68,7 +71,9 @@ def show(found: xr.Dataset, *, hops: int | None = None, metric: str | None = Non
         return Reading(tables.patch_table(found, name), tables.patch_reading(found, name))
     if "null_error" in found:
         return Reading(tables.errors_table(found), tables.errors_reading(found, found.attrs.get("model") or "the model"))
-    raise HopInterpError("show knows what evaluate, align, probe, patch and transplant return; others show themselves")
+    raise HopInterpError(
+        "show knows what evaluate, align, probe, patch, transplant and sweep return; others show themselves"
+    )
 
 
 def _at(found: xr.Dataset, dim: str, value: int | str | None) -> xr.Dataset:

@@ -32,7 +32,7 @@ def threshold(found: Mapping[str, xr.Dataset], published: Published | None = Non
             the same in every figure; of several models of one depth the others are dashed.
         published: errors to draw beside them, on the same axes. A name in both has one look.
     """
-    look = _looks(sorted({*found, *(published or {})}, key=_in_order))
+    look = looks(sorted({*found, *(published or {})}, key=_in_order))
     with style() as one:
         figure = Figure(figsize=(8 if published else 5.4, 3.3))
         panels = figure.subplots(1, 2 if published else 1, sharex=True, sharey=True, squeeze=False)[0]
@@ -73,7 +73,7 @@ def _in_order(name: str) -> tuple[float, str]:
     return (_depth(name) or np.inf, name)
 
 
-def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Ink, marker and line of each name, in the order of their legend."""
     looks: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(names):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import typer
 
-from hopinterp.cli import commands, intervene, make, read
+from hopinterp.cli import commands, intervene, make, read, sweep
 from hopinterp.cli.shared import app
 
 
@@ -114,6 +114,7 @@ def test_help_names_every_command_in_order_of_use(run, monkeypatch):
     groups = {
         "Make a model": {
             "train": "Train a model of the task, or go on with a run that was interrupted.",
+            "sweep": "Train and measure every model of a grid, several at a time",
             "construct": "Write a model whose weights are set by hand",
             "import": "Import a Hugging Face GPT-2 checkpoint of the task, exactly.",
             "export": "Write a model as the Hugging Face Hub keeps them, to share it",
@@ -226,6 +227,7 @@ def test_choices_are_all_there_are():
     from hopinterp.evidence.patching.pairs import Kind
     from hopinterp.evidence.reading import probes
     from hopinterp.evidence.transplants import pairs
+    from hopinterp.sweeps import engine
     from hopinterp.theory.hypotheses import HYPOTHESES
 
     assert set(make.ALGORITHMS) == {name for name, one in HYPOTHESES.items() if one.program}
@@ -235,6 +237,7 @@ def test_choices_are_all_there_are():
     assert set(intervene.DIRECTIONS) == set(get_args(runs.Direction))
     assert set(read.TARGETS) == set(get_args(probes.Target))
     assert set(read.METHODS) == set(get_args(probes.Method))
+    assert set(sweep.ENGINES) == set(engine.ENGINES)
 
 
 def test_completion_can_be_installed(run):

@@ -312,10 +312,12 @@ def _import_all() -> None:
     import hopinterp.evidence.transplants.interchange
     import hopinterp.judgement.verdict
     import hopinterp.models.gpt2
+    import hopinterp.sweeps.sweep
     import hopinterp.training.loop
     import hopinterp.views.programs
     import hopinterp.views.report
-    import hopinterp.views.statements  # noqa: F401
+    import hopinterp.views.statements
+    import hopinterp.views.sweeps  # noqa: F401
     from hopinterp import cli
 
     typer.main.get_command = cache(typer.main.get_command)  # the parser is made once, not by each command anew

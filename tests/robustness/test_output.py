@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from .test_crash_points import CONSTRUCT, TRAIN, one_line
+from .test_sweeps import tiny, toml
 
 PROBE = ("--sequences", 20, "--train-sequences", 20)
 COMMANDS = {
@@ -25,6 +26,7 @@ COMMANDS = {
     "import": ("import", "s.pt", "--heads", 1, "--letters", 6, "--alphabet", 3, "--max-hops", 1, "--out", "i"),
     "export": ("export", "m", "--out", "e"),
     "train": (*TRAIN, "--out", "t"),
+    "sweep": ("sweep", "g.toml", "--out", "w", "--engine", "debug", "--threads", 1, "--plot", "w.png"),
 }
 JSON = {name: words for name, words in COMMANDS.items() if name != "train"}
 
@@ -32,6 +34,7 @@ JSON = {name: words for name, words in COMMANDS.items() if name != "train"}
 @pytest.fixture
 def copy(small, tmp_path):
     shutil.copytree(small, tmp_path / "copy")
+    (tmp_path / "copy" / "g.toml").write_text(toml(tiny(layers=[1, 2], steps=2)))
     return tmp_path / "copy"
 
 
