@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.derivations import ValueTree
-from hopinterp.decompile.effects import by_sequence
 from hopinterp.decompile.nodes import Jumps, Nodes, Path, derivations, jumps_of, reachable
 from hopinterp.decompile.routes import Routing
-from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner
+from hopinterp.decompile.tree_runs import Outside, State, TreeRunner
+from hopinterp.decompile.watched_rows import Rows
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
 from hopinterp.models.fused import FusedTransformer
@@ -208,7 +208,7 @@ class _Pair:
     def _mean(self, values: Float[Tensor, "row exchange"], interval: Callable[..., tuple[Tensor, Tensor]]) -> Rate:
         if not values.shape[1]:
             return NOTHING
-        top, bottom = by_sequence(self.base, values.sum(1))
+        top, bottom = self.base.rows.by_sequence(values.sum(1))
         return rated(top, bottom * values.shape[1], interval)
 
 

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.derivations import ValueTree
-from hopinterp.decompile.effects import by_sequence
 from hopinterp.decompile.nodes import Node, Nodes, connected
 from hopinterp.decompile.routes import Routing
-from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
+from hopinterp.decompile.tree_runs import State, TreeRunner
+from hopinterp.decompile.watched_rows import Rows
 from hopinterp.evidence.intervals import bootstrap_ratio
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.seeds import seeded
@@ -116,7 +116,7 @@ class _Scrubber:
 
     def _rise(self, wrong: Bool[Tensor, " row"]) -> tuple[float, float, float]:
         """Mean and interval of what is wrong now, less what was."""
-        rise, counted = by_sequence(self.runner, wrong.double() - self.runner.wrong(self.state).double())
+        rise, counted = self.runner.rows.by_sequence(wrong.double() - self.runner.wrong(self.state).double())
         low, high = bootstrap_ratio(rise, counted, seed=0)
         return float(rise.sum() / counted.sum()), float(low), float(high)
 

@@ -11,7 +11,8 @@ from hopinterp.decompile.derivations import Pruner, find_tree, printed
 from hopinterp.decompile.nodes import Node, Place, connected, derivations, on_paths, reach, reachable
 from hopinterp.decompile.routes import fit_routes, run_routed
 from hopinterp.decompile.scrubbing import scrub
-from hopinterp.decompile.tree_runs import Rows, TreeRunner
+from hopinterp.decompile.tree_runs import TreeRunner
+from hopinterp.decompile.watched_rows import Rows
 from hopinterp.decompile.writing import write_program
 from hopinterp.models import store
 from hopinterp.theory.compiler import compile_program
