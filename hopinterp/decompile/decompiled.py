@@ -82,7 +82,7 @@ def decompile(
     Args:
         model: anything that `Subject.of` takes whose weights can be read. It runs on the CPU.
         hops: k, or several: a range, a list, or None for 1 … max_hops.
-        sequences: that the model is run on with its routes; see SHARES for the other stages.
+        sequences: that the model is run on with its routes; see SHARES and MOST for the other stages.
         every_way: find also the ways that do the work of others. Where more ways bring the answer than are needed, pruning
             leaves as many as are, and says which of their nodes other ways could do without.
         report: called after each stage.
