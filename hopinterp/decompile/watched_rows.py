@@ -60,9 +60,7 @@ class Rows:
 
     def by_sequence(self, values: Float[Tensor, "row ..."]) -> Sums:
         """Sums of values over each sequence's rows, and how many rows those are."""
-        sums = values.new_zeros(len(self.batch), *values.shape[1:]).index_add(0, self.sequence, values)
-        counts = values.new_zeros(len(self.batch)).index_add(0, self.sequence, values.new_ones(len(self)))
-        return sums, counts.view(-1, *[1] * (values.ndim - 1)).expand_as(sums)
+        return by_sequence(values, self.sequence, len(self.batch))
 
     @classmethod
     def draw(cls, task: HopTask, hops: int, sequences: int, *, positions: int = 2, partners: int = 2, seed: int = 0) -> Rows:
@@ -105,3 +103,10 @@ class Rows:
         first = torch.arange(len(other)) * other.shape[1]
         partner = first[other.flatten()]
         return cls(batch, sequence, position, sequence[partner], position[partner])
+
+
+def by_sequence(values: Float[Tensor, "row ..."], sequence: Int[Tensor, " row"], sequences: int) -> Sums:
+    """Sums of values over the rows of each of some sequences, and how many rows those are."""
+    sums = values.new_zeros(sequences, *values.shape[1:]).index_add(0, sequence, values)
+    counts = values.new_zeros(sequences).index_add(0, sequence, values.new_ones(len(values)))
+    return sums, counts.view(-1, *[1] * (values.ndim - 1)).expand_as(sums)
