@@ -8,7 +8,7 @@ import torch
 import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.decompile import derivations as finding
-from hopinterp.decompile import fresh_runs
+from hopinterp.decompile import fresh_runs, interventions
 from hopinterp.decompile.derivations import Pruner, find_tree, printed
 from hopinterp.decompile.nodes import Node, Place, connected, derivations, on_paths, reach, reachable
 from hopinterp.decompile.routes import fit_routes, run_routed
@@ -221,3 +221,16 @@ def test_ways_that_vote_are_all_found(task):
     assert tree.reach == (0, 1, 2, 3, 4)
     assert tree.error == 0
     assert all(effect.low > 0 for effect in tree.carrying)
+
+
+def test_scrubbing_and_exchanges_in_parts_say_the_same_of_more_sequences(task, monkeypatch):
+    monkeypatch.setattr(fresh_runs, "AT_ONCE", 15)
+    monkeypatch.setattr(interventions, "AT_ONCE", 15)
+    made = Construction.of(task, 4, "successor")
+    routing = fit_routes(made.fused, task, 4, sequences=20)
+    tree = find_tree(made.fused, routing, sequences=15, orders=1)
+    assert all(one.rise == 0 and one.matched == 1 for one in scrub(made.fused, routing, tree, sequences=40))
+    few, many = (interventions.measure_interventions(made.fused, routing, tree, sequences=n) for n in (15, 60))
+    assert few.agreement.value == many.agreement.value == 1
+    assert many.agreement.low > few.agreement.low
+    assert many.rows > 3 * few.rows

@@ -67,7 +67,7 @@ def test_failing_at_any_call_that_reads(server, tmp_path, name):
     old, new = state(template), state(first)
     refused = 0
     assert {"open", "read"} <= set(right.calls)
-    for at in points(right.calls, 4):
+    for at in points(right.calls, 6):
         where = tmp_path / f"at-{at}"
         shutil.copytree(template, where)
         done = run(case.words, where, fault=Fault(at, "unreadable"), reads=True)
@@ -97,7 +97,7 @@ def test_a_run_whose_files_cannot_be_read_goes_on_when_they_can(server, tmp_path
     shutil.copytree(template, first)
     calls = server.run(*resume, cwd=first, counted=True, reads=True).calls
     assert {"open", "read", "stat"} <= set(calls)
-    for at in points(calls, 12):
+    for at in points(calls, 20):
         where = tmp_path / f"at-{at}"
         shutil.copytree(template, where)
         done = server.run(*resume, cwd=where, fault=Fault(at, "unreadable"), reads=True)
