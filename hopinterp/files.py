@@ -36,6 +36,21 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything at a path, be it a link that leads nowhere.
+
+    Raises:
+        HopInterpError: that cannot be told: what a damaged disk does not show must not count as not there.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise HopInterpError(f"cannot read {path} ({reason(error)})") from None
+    return True
+
+
 def read_digested(path: Path, wanted: str, by: str, most: int = LARGEST) -> bytes:
     """A file's bytes, if they are those of which another file, `by`, keeps the digest. Raises HopInterpError otherwise, and
     as `read_file`."""
@@ -186,8 +201,9 @@ def _fill(temporary: Path, target: Path, contents: Mapping[str, bytes], overwrit
             else:
                 temporary.rename(target)  # refused where something is
     except BaseException:
-        with suppress(ValueError):  # a name that no file can have
+        with suppress(OSError, ValueError):  # ValueError: a name that no file can have
             shutil.rmtree(temporary, ignore_errors=True)
+            temporary.rmdir()  # one that cannot be read
         raise
 
 
@@ -236,7 +252,10 @@ def _put_back(old: Path, target: Path, why: OSError) -> None:
 
 def _is_at(handle: int, path: Path) -> bool:
     """Whether an open directory is still the one at a path."""
-    return os.path.lexists(path) and os.path.samestat(os.fstat(handle), os.lstat(path))
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def recover(target: Path) -> None:

@@ -115,7 +115,7 @@ def export(
 
     chosen = one_of("--layout", layout, get_args(hub.Layout))
     hub.export(model, out, layout=chosen, license=license_, overwrite=overwrite)
-    written = sorted(path.name for path in out.iterdir())
+    written = hub.names(chosen)
     if as_json:
         print_json({"directory": str(out), "layout": layout, "files": written})
     else:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hopinterp.decompile.routes import Routing, fit_routes, routed_streams, run_routed
+from hopinterp.decompile.routes import Routing, fit_routes, in_parts, routed_streams, run_own, run_routed
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap_ratio, korn_graubard
 from hopinterp.models.fused import FusedTransformer
@@ -80,7 +80,7 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
         HopInterpError: no scored position among the sequences.
     """
     batch = _draw(model, routing.task, routing.hops, sequences, seed)
-    own_logits, routed_logits = model(batch.tokens), run_routed(model, batch, routing)
+    own_logits, routed_logits = run_own(model, batch.tokens), run_routed(model, batch, routing)
     own, routed = (wrong_answers(logits, batch) for logits in (own_logits, routed_logits))
     counted = batch.scored.double()
     low, high = paired(own, routed, counted)
@@ -104,21 +104,33 @@ def measure_faithfulness(model: FusedTransformer, routing: Routing, *, sequences
 
 def _by_block(model: FusedTransformer, batch: Batch, routing: Routing) -> tuple[float, ...]:
     """err_k with the patterns of each block alone set by rule. Up to it the model runs as it is."""
-    own = routed_streams(model, batch, routing, [])
-    runs = (routed_streams(model, batch, routing, [n], before=own[: n + 1]) for n in range(model.spec.n_layers))
-    return tuple(rate(model.unembed(streams[-1]), batch) for streams in runs)
+
+    def logits(part: Batch) -> Iterator[Logits]:
+        own = routed_streams(model, part, routing, [])
+        for n in range(model.spec.n_layers):
+            yield model.unembed(routed_streams(model, part, routing, [n], before=own[: n + 1])[-1])
+
+    return _rates(batch, logits)
 
 
 def _one_hop_off(
     model: FusedTransformer, batch: Batch, routing: Routing, moved: Sequence[tuple[int, int]], signs: Sequence[int]
 ) -> tuple[float, ...]:
     """err_k with the hops of each head in its turn moved by its sign. Up to its block the run is that of the rules."""
-    own = routed_streams(model, batch, routing)
-    runs = (
-        routed_streams(model, batch, routing.moved(layer, head, by), before=own[: layer + 1])
-        for (layer, head), by in zip(moved, signs, strict=True)
-    )
-    return tuple(rate(model.unembed(streams[-1]), batch) for streams in runs)
+
+    def logits(part: Batch) -> Iterator[Logits]:
+        own = routed_streams(model, part, routing)
+        for (layer, head), by in zip(moved, signs, strict=True):
+            other = routing.moved(layer, head, by)
+            yield model.unembed(routed_streams(model, part, other, before=own[: layer + 1])[-1])
+
+    return _rates(batch, logits)
+
+
+def _rates(batch: Batch, runs: Callable[[Batch], Iterator[Logits]]) -> tuple[float, ...]:
+    """err_k in each of several runs, which are made on some of the sequences after the other."""
+    wrong = [[float(wrong_answers(logits, part).sum()) for logits in runs(part)] for part in in_parts(batch)]
+    return tuple(sum(one) / float(batch.scored.sum()) for one in zip(*wrong, strict=True))
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ SHARES = {"routes": 0.3, "faithfulness": 1.0, "controls": 0.12, "tree": 0.5, "qu
 """Of `sequences`, how many each stage draws; every stage draws others. Of the controls each draw has so many."""
 OF_SEVERAL = SHARES | {"faithfulness": 0.5, "controls": 0.1}
 """The same where several k are asked for. There the untrained control is measured once, at the first k."""
+MOST = {"routes": 200}
+"""The most that a stage draws, where rules are fitted to all patterns of all sequences; what is measured has no such end."""
 DRAWS, ORDERS = 3, 3
 """Of each control that is drawn; and of pruning the tree."""
 STAGES = ("does it solve k", "routes", "the model on its routes", "controls", "values", "queries")
@@ -80,7 +82,7 @@ def decompile(
     Args:
         model: anything that `Subject.of` takes whose weights can be read. It runs on the CPU.
         hops: k, or several: a range, a list, or None for 1 … max_hops.
-        sequences: that the model is run on with its routes; see SHARES for the other stages.
+        sequences: that the model is run on with its routes; see SHARES and MOST for the other stages.
         every_way: find also the ways that do the work of others. Where more ways bring the answer than are needed, pruning
             leaves as many as are, and says which of their nodes other ways could do without.
         report: called after each stage.
@@ -161,7 +163,8 @@ class _Work:
     @property
     def count(self) -> dict[str, int]:
         """How many sequences each stage draws."""
-        return {stage: max(round(share * self.sequences), LEAST) for stage, share in self.shares.items()}
+        wanted = {stage: max(round(share * self.sequences), LEAST) for stage, share in self.shares.items()}
+        return {stage: min(count, MOST.get(stage, count)) for stage, count in wanted.items()}
 
     def untrained(self, k: int) -> tuple[float, ...]:
         """The control that is measured at one k for all."""

@@ -9,15 +9,17 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hopinterp.decompile.effects import Effect, Harm, by_sequence, supported
+from hopinterp.decompile.effects import Effect, Harm, supported
 from hopinterp.decompile.effects import effects as effects_of
+from hopinterp.decompile.fresh_runs import FreshRuns
 from hopinterp.decompile.halving import remove
 from hopinterp.decompile.nodes import Jumps, Node, Nodes, connected, derivations, on_paths, reach, reachable
 from hopinterp.decompile.routes import Routing
-from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
+from hopinterp.decompile.tree_runs import State, TreeRunner
+from hopinterp.decompile.watched_rows import Rows, Sums
 from hopinterp.evidence.intervals import bootstrap
 from hopinterp.memory import release_memory
 from hopinterp.models.fused import FusedTransformer
@@ -32,6 +34,9 @@ a quarter above the tolerance: with 800 fresh rows less than this would hardly s
 WELL = 1.5
 """Times the tolerance: a tree found from one tier that does no worse on the fitting pairs makes larger tiers needless."""
 ORDERS = 3
+MOST_FITTED = 200
+"""Fresh sequences, of which more make what is measured surer; but trees are found on two thirds of these at most, whose rows
+are run together. There are 800, on which 0.1% of the error shows."""
 ROWS = 160
 """That are run at once where every place of the chain is live."""
 
@@ -123,8 +128,8 @@ def find_tree(
 
     Args:
         sequences: fresh ones, on which all reported numbers are measured: four scored positions of each are watched, each
-            with two partners. Two thirds as many others serve to find the tree, with three positions each; 40 % of the
-            fresh ones for what is run whole (`whole_error`, `without`).
+            with two partners. Two thirds as many others, of MOST_FITTED at most, serve to find the tree, with three
+            positions each; 40 % as many for what is run whole (`whole_error`, `without`).
         every_way: where other ways do a node's work, find these too. Each costs a pruning of its own.
         orders: how many orders of pruning; of the trees whose printed nodes do well the smallest is measured.
 
@@ -132,30 +137,28 @@ def find_tree(
         HopInterpError: no sequence of a draw has a chain of k links.
     """
 
-    def runner(share: float, positions: int, number: int) -> TreeRunner:
-        count = max(round(share * sequences), 3)
-        rows = Rows.draw(routing.task, routing.hops, count, positions=positions, seed=3 * seed + number)
-        return TreeRunner.of(model, routing, rows)
+    def fitting() -> TreeRunner:
+        count = max(round(2 / 3 * min(sequences, MOST_FITTED)), 3)
+        return TreeRunner.of(model, routing, Rows.draw(routing.task, routing.hops, count, positions=3, seed=3 * seed + 1))
 
     whole = reachable(routing)
-    pruner = Pruner(runner(2 / 3, 3, 1), whole)
+    pruner = Pruner(fitting(), whole)
     kept = [pruner.prune(seed=order) for order in range(orders)]
     best = min(kept, key=pruner.rank)
     release_memory()
-    fresh = runner(1, 4, 2)
+    fresh = FreshRuns.draw(model, routing, max(sequences, 3), seed=3 * seed + 2)
     effects = _supported(fresh, printed(best, routing.hops))
     if every_way and pruner.rank(best)[0] <= WELL * pruner.tolerance:  # else no way is known, and others tell nothing
         effects = _with_others(pruner, best, fresh, effects)
     del pruner  # each runner is let go before the next is made: they are large
-    fresh = fresh.on(fresh.rows)
-    release_memory()
+    fresh.let_go()
     measured = _measure(fresh, effects, best)
-    del fresh
-    release_memory()
-    all_live = _all_live(runner(0.4, 4, 3), whole, frozenset(effects))
-    release_memory()
+    fresh.let_go()
+    apart = FreshRuns.draw(model, routing, max(round(0.4 * sequences), 3), seed=3 * seed + 3)
+    all_live = _all_live(apart, whole, frozenset(effects))
+    apart.let_go()
     others = connected(whole - effects.keys())
-    backup = Pruner(runner(2 / 3, 3, 1), others).prune() if all_live.without < 0.5 else frozenset()
+    backup = Pruner(fitting(), others).prune() if all_live.without < 0.5 else frozenset()
     return ValueTree(
         **measured,
         whole_error=all_live.error,
@@ -167,7 +170,7 @@ def find_tree(
     )
 
 
-def _with_others(pruner: Pruner, best: Nodes, fresh: TreeRunner, effects: Mapping[Node, Effect]) -> dict[Node, Effect]:
+def _with_others(pruner: Pruner, best: Nodes, fresh: FreshRuns, effects: Mapping[Node, Effect]) -> dict[Node, Effect]:
     """The nodes found, and those of trees that do without one of them. Where more ways bring the answer than are needed,
     pruning leaves as many as are, and which is a matter of order: a node whose removal costs nothing while all else is live
     has others that do its work.
@@ -199,27 +202,32 @@ class _AllLive(NamedTuple):
     spare: Nodes
 
 
-def _all_live(runner: TreeRunner, whole: Nodes, tree: Nodes) -> _AllLive:
+def _all_live(runs: FreshRuns, whole: Nodes, tree: Nodes) -> _AllLive:
     """Run on some of the rows after the other: every place of the chain is live here, where trees have a few."""
-    carrying = sorted(on_paths(tree, runner.routing.hops))
+    carrying = sorted(on_paths(tree, runs.routing.hops))
     removed: list[Collection[Node]] = [tree, *([node] for node in carrying)]
-    wrong = torch.zeros(1 + len(removed), dtype=torch.long)
-    for rows in runner.rows.parts(ROWS):
-        part = runner.on(rows)
-        state = part.run(whole)
-        left = [part.wrong(part.without(state, nodes)).sum() for nodes in removed]
-        wrong += torch.stack([part.wrong(state).sum(), *left])
-    error, without, *each = (wrong / len(runner.rows)).tolist()
+
+    def wrong(runner: TreeRunner) -> Int[Tensor, "row tree"]:
+        found = []
+        for rows in runner.rows.parts(ROWS):
+            part = runner.on(rows)
+            state = part.run(whole)
+            left = (part.wrong(part.without(state, nodes)) for nodes in removed)
+            found.append(torch.stack([part.wrong(state), *left], dim=1))
+        return torch.cat(found).long()
+
+    answers = runs.rows(wrong)
+    error, without, *each = (answers.sum(0) / len(answers)).tolist()
     spare = frozenset(node for node, one in zip(carrying, each, strict=True) if one < error + LEAST_EFFECT)
     return _AllLive(error, without, spare)
 
 
-def _measure(fresh: TreeRunner, effects: Mapping[Node, Effect], kept: Nodes) -> dict[str, Any]:
+def _measure(fresh: FreshRuns, effects: Mapping[Node, Effect], kept: Nodes) -> dict[str, Any]:
     """What is measured on fresh pairs of the printed nodes, and of those kept beside them."""
     hops, nodes = fresh.routing.hops, frozenset(effects)
     carrying = on_paths(nodes, hops)
-    strays = effects_of(fresh, _harm(fresh), kept, kept - nodes)
-    wrong, counted = by_sequence(fresh, fresh.wrong(fresh.run(nodes)).double())
+    strays = effects_of(_harm(fresh), kept, kept - nodes)
+    wrong, counted = fresh.by_sequence(lambda runner: runner.wrong(runner.run(nodes)).double())
     low, high = bootstrap(wrong, counted, seed=0)
     return {
         "hops": hops,
@@ -230,26 +238,30 @@ def _measure(fresh: TreeRunner, effects: Mapping[Node, Effect], kept: Nodes) -> 
         "error": float(wrong.sum() / counted.sum()),
         "low": float(low),
         "high": float(high),
-        "carrying_error": fresh.error(fresh.run(carrying)),
-        "kept_error": fresh.error(fresh.run(kept)),
+        "carrying_error": fresh.error(carrying),
+        "kept_error": fresh.error(kept),
     }
 
 
-def _supported(fresh: TreeRunner, nodes: Nodes) -> Mapping[Node, Effect]:
+def _supported(fresh: FreshRuns, nodes: Nodes) -> Mapping[Node, Effect]:
     """The nodes that surely matter on fresh pairs."""
-    found = effects_of(fresh, _harm(fresh), nodes, nodes)
-    return supported(fresh, _harm(fresh), found, lambda left: printed(left, fresh.routing.hops))
+    found = effects_of(_harm(fresh), nodes, nodes)
+    return supported(_harm(fresh), found, lambda left: printed(left, fresh.routing.hops))
 
 
-def _harm(runner: TreeRunner) -> Harm:
+def _harm(fresh: FreshRuns) -> Harm:
     """Where a tree answers wrong without some nodes and right with them (−1: the other way round)."""
 
-    def harm(tree: Nodes, removed: Sequence[Nodes]) -> Float[Tensor, "row removed"]:
-        state = runner.run(tree)
-        before = runner.wrong(state).double()
-        return torch.stack([runner.wrong(runner.without(state, nodes)).double() - before for nodes in removed], dim=1)
+    def harm(tree: Nodes, removed: Sequence[Nodes]) -> Sums:
+        return fresh.by_sequence(lambda runner: _lost(runner, tree, removed))
 
     return harm
+
+
+def _lost(runner: TreeRunner, tree: Nodes, removed: Sequence[Nodes]) -> Float[Tensor, "row removed"]:
+    state = runner.run(tree)
+    before = runner.wrong(state).double()
+    return torch.stack([runner.wrong(runner.without(state, nodes)).double() - before for nodes in removed], dim=1)
 
 
 def _overlap(sets: Sequence[Nodes]) -> float:

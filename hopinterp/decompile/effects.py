@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hopinterp.decompile.nodes import Node, Nodes
-from hopinterp.decompile.tree_runs import TreeRunner
+from hopinterp.decompile.watched_rows import Sums
 from hopinterp.evidence.intervals import bootstrap_ratio
 
 
@@ -28,23 +28,22 @@ class Effect:
         return {**self.node.to_json(), "effect": self.effect, "low": self.low, "high": self.high}
 
 
-Harm = Callable[[Nodes, Sequence[Nodes]], Float[Tensor, "row removed"]]
-"""(a tree, several sets of its nodes) → what each set's removal does to every row: 1 does harm, −1 good."""
+Harm = Callable[[Nodes, Sequence[Nodes]], Sums]
+"""(a tree, several sets of its nodes) → [sequence, set] what each set's removal does to a sequence's rows, summed: 1 for one
+that it harms, −1 for one that it mends. And how many rows those are."""
 
 
-def effects(runner: TreeRunner, harm: Harm, tree: Nodes, nodes: Collection[Node]) -> dict[Node, Effect]:
+def effects(harm: Harm, tree: Nodes, nodes: Collection[Node]) -> dict[Node, Effect]:
     """What each node's removal from a tree does, with the paired interval by sequence."""
     if not nodes:
         return {}
     ordered = sorted(nodes)
-    mean, low, high = _measured(runner, harm(tree, [frozenset((node,)) for node in ordered]))
+    mean, low, high = _measured(*harm(tree, [frozenset((node,)) for node in ordered]))
     measured = zip(ordered, mean.tolist(), low.tolist(), high.tolist(), strict=True)
     return {node: Effect(node, *numbers) for node, *numbers in measured}
 
 
-def supported(
-    runner: TreeRunner, harm: Harm, found: Mapping[Node, Effect], whole: Callable[[Nodes], Nodes]
-) -> Mapping[Node, Effect]:
+def supported(harm: Harm, found: Mapping[Node, Effect], whole: Callable[[Nodes], Nodes]) -> Mapping[Node, Effect]:
     """Drop nodes whose effect may be nothing, those with the least first, until each that is left matters.
 
     As many go at once as together do no harm at all: all of them, or half, and so on down to one. Nodes that do the same
@@ -58,12 +57,12 @@ def supported(
         tree = frozenset(found)
         while doubtful:
             count = len(doubtful)
-            while count > 1 and _measured(runner, harm(tree, [frozenset(doubtful[:count])]))[0] > 0:
+            while count > 1 and _measured(*harm(tree, [frozenset(doubtful[:count])]))[0] > 0:
                 count //= 2
             tree = whole(tree - frozenset(doubtful[:count]))
             # a node that surely matters does so all the more without others: the rest are measured again at the end
-            doubtful = _doubtful(effects(runner, harm, tree, tree & frozenset(doubtful)))
-        found = effects(runner, harm, tree, tree)
+            doubtful = _doubtful(effects(harm, tree, tree & frozenset(doubtful)))
+        found = effects(harm, tree, tree)
     return found
 
 
@@ -73,19 +72,8 @@ def _doubtful(found: Mapping[Node, Effect]) -> list[Node]:
     return [effect.node for effect in sorted(doubtful, key=lambda effect: (effect.effect, effect.node))]
 
 
-def by_sequence(
-    runner: TreeRunner, values: Float[Tensor, "row ..."]
-) -> tuple[Float[Tensor, "sequence ..."], Float[Tensor, "sequence ..."]]:
-    """Sums of values over each sequence's rows, and how many rows those are."""
-    rows = runner.rows
-    sums = values.new_zeros(len(rows.batch), *values.shape[1:]).index_add(0, rows.sequence, values)
-    counts = values.new_zeros(len(rows.batch)).index_add(0, rows.sequence, values.new_ones(len(rows)))
-    return sums, counts.view(-1, *[1] * (values.ndim - 1)).expand_as(sums)
-
-
 def _measured(
-    runner: TreeRunner, harms: Float[Tensor, "row removed"]
+    total: Float[Tensor, "sequence removed"], counted: Float[Tensor, "sequence removed"]
 ) -> tuple[Float[Tensor, " removed"], Float[Tensor, " removed"], Float[Tensor, " removed"]]:
     """The mean of each, and its interval's ends."""
-    total, counted = by_sequence(runner, harms)
     return total.sum(0) / counted.sum(0), *bootstrap_ratio(total, counted, seed=0)

@@ -13,7 +13,8 @@ from torch import Tensor
 from hopinterp.decompile.derivations import ValueTree
 from hopinterp.decompile.nodes import Node, derivations, told
 from hopinterp.decompile.routes import Routing
-from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
+from hopinterp.decompile.tree_runs import State, TreeRunner
+from hopinterp.decompile.watched_rows import Rows
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import HookFunction, pattern

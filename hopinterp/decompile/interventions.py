@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.derivations import ValueTree
-from hopinterp.decompile.effects import by_sequence
+from hopinterp.decompile.fresh_runs import AT_ONCE
 from hopinterp.decompile.nodes import Jumps, Nodes, Path, derivations, jumps_of, reachable
 from hopinterp.decompile.routes import Routing
-from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner
+from hopinterp.decompile.tree_runs import Outside, State, TreeRunner
+from hopinterp.decompile.watched_rows import Rows, by_sequence
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap, bootstrap_ratio
 from hopinterp.models.fused import FusedTransformer
@@ -137,14 +139,13 @@ def measure_interventions(
         raise HopInterpError(f"no derivation of {tree.hops} hops was found, so that there is nothing to exchange")
     beside = frozenset(effect.node for effect in (*tree.aside, *tree.stray))
     tried = _tried(ways, beside, tree.n_layers)
-    fitting = _Pair.draw(model, routing, sequences, 3 * seed + 101)
     moved = torch.stack([_moved(ways, nodes) for nodes in tried])
-    weights = _fit(moved, torch.stack([fitting.answers(nodes) for nodes in tried]))
-    fresh = _Pair.draw(model, routing, sequences, 3 * seed + 102)
-    other = _Pair.draw(model, routing, max(sequences // 2, 2), 3 * seed + 103, anywhere=True)
+    weights = _fit(moved, _Said.of(model, routing, tried, sequences, 3 * seed + 101).answers.T)
+    fresh = _Said.of(model, routing, tried, sequences, 3 * seed + 102)
     whole = [nodes for nodes, ways_moved in zip(tried, moved, strict=True) if ways_moved.all()]
-    elsewhere = other.rate(torch.stack([other.answers(nodes) == 1 for nodes in whole], dim=1).double())
-    return _judge(fresh, ways, tried, moved, weights, elsewhere)
+    other = _Said.of(model, routing, whole, max(sequences // 2, 2), 3 * seed + 103, anywhere=True)
+    elsewhere = other.rate((other.answers == 1).double())
+    return _judge(tree.hops, fresh, ways, tried, moved, weights, elsewhere)
 
 
 def _tried(ways: Sequence[Path], beside: Nodes, n_layers: int) -> list[Nodes]:
@@ -176,8 +177,7 @@ class _Pair:
     source_state: State
 
     @classmethod
-    def draw(cls, model: FusedTransformer, routing: Routing, sequences: int, seed: int, *, anywhere: bool = False) -> _Pair:
-        rows = Rows.draw(routing.task, routing.hops, sequences, positions=4, partners=1, seed=seed)
+    def of(cls, model: FusedTransformer, routing: Routing, rows: Rows, seed: int, anywhere: bool) -> _Pair:
         b, i, s, j = rows.sequence, rows.position, rows.partner, rows.partner_position
         if not anywhere:
             s, j = _same_position(rows, seeded(seed)), i
@@ -192,10 +192,50 @@ class _Pair:
         return cls(base, source, base.run(whole), source.run(whole))
 
     def answers(self, nodes: Nodes) -> Int[Tensor, " row"]:
-        """1 where the answer is the source's, 0 where it is the base's, −1 where another."""
+        """As `_Said.answers`, of one exchange."""
         brings = {node: self.source.brings(self.source_state, node) for node in nodes if node in self.base_state.nodes}
         said = self.base.given_all(self.base_state, brings).logits.argmax(-1)
         return torch.where(said == self.source.rows.answer, 1, torch.where(said == self.base.rows.answer, 0, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """The answers after several exchanges, on rows whose two differ.
+
+    Attributes:
+        answers: 1 where it is the source's, 0 where it is the base's, −1 where another.
+        untouched: where it is the base's with nothing exchanged.
+        sequence: which of the `sequences` a row is of.
+    """
+
+    answers: Int[Tensor, "row exchange"]
+    untouched: Bool[Tensor, " row"]
+    sequence: Int[Tensor, " row"]
+    sequences: int
+
+    @classmethod
+    def of(
+        cls,
+        model: FusedTransformer,
+        routing: Routing,
+        tried: Sequence[Nodes],
+        sequences: int,
+        seed: int,
+        *,
+        anywhere: bool = False,
+    ) -> _Said:
+        """On sequences of a draw, of which AT_ONCE are run at one time."""
+
+        def said(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+            pair = _Pair.of(model, routing, rows, seed, anywhere)
+            answers = [pair.answers(nodes) for nodes in tried]
+            return torch.stack(answers, dim=1), pair.base.wrong(pair.base_state).logical_not(), pair.base.rows.sequence
+
+        parts = Rows.draw_parts(routing.task, routing.hops, sequences, most=AT_ONCE, positions=4, partners=1, seed=seed)
+        answers, untouched, sequence = zip(*map(said, parts), strict=True)
+        first = [0, *accumulate(len(rows.batch) for rows in parts)]
+        shifted = [its + start for its, start in zip(sequence, first, strict=False)]
+        return cls(torch.cat(answers), torch.cat(untouched), torch.cat(shifted), first[-1])
 
     def rate(self, hits: Float[Tensor, "row exchange"]) -> Rate:
         """A mean of hits over rows and exchanges."""
@@ -208,7 +248,7 @@ class _Pair:
     def _mean(self, values: Float[Tensor, "row exchange"], interval: Callable[..., tuple[Tensor, Tensor]]) -> Rate:
         if not values.shape[1]:
             return NOTHING
-        top, bottom = by_sequence(self.base, values.sum(1))
+        top, bottom = by_sequence(values.sum(1), self.sequence, self.sequences)
         return rated(top, bottom * values.shape[1], interval)
 
 
@@ -241,15 +281,15 @@ def _fit(moved: Float[Tensor, "exchange way"], said: Int[Tensor, "exchange row"]
 
 
 def _judge(
-    pair: _Pair,
+    hops: int,
+    fresh: _Said,
     ways: tuple[Path, ...],
     tried: Sequence[Nodes],
     moved: Float[Tensor, "exchange way"],
     weights: Float[Tensor, "fit way"],
     elsewhere: Rate,
 ) -> Interventions:
-    said = torch.stack([pair.answers(nodes) for nodes in tried], dim=1)
-    share = moved.mean(1)
+    said, share = fresh.answers, moved.mean(1)
     source, base = (said == 1).double(), (said == 0).double()
     whole, apart = share == 1, share == 0
     part = ~whole & ~apart
@@ -258,26 +298,26 @@ def _judge(
     jumps = {frozenset(way): jumps_of(way) for way in ways}
     exchanges = []
     for number, nodes in enumerate(tried):
-        rate = pair.rate(source[:, [number]])
+        rate = fresh.rate(source[:, [number]])
         own = float(base[:, number].mean())
         name = jumps.get(nodes) if len(nodes) > 1 else None
         exchanges.append(
             Exchange(nodes, name, float(share[number]), rate.value, own, 1 - own - rate.value, rate.low, rate.high)
         )
     return Interventions(
-        pair.base.routing.hops,
+        hops,
         tuple(exchanges),
         ways,
         tuple(weights[-1].tolist()),
-        agreement=pair.rate(source[:, whole]),
+        agreement=fresh.rate(source[:, whole]),
         elsewhere=elsewhere,
-        vote=pair.rate(votes[0]),
-        weighted=pair.rate(votes[1]),
+        vote=fresh.rate(votes[0]),
+        weighted=fresh.rate(votes[1]),
         single=float(single.mean()),
-        lift=pair.difference(votes[0] - single),
-        weighted_lift=pair.difference(votes[1] - single),
-        apart=pair.rate(base[:, apart]),
-        untouched=float((pair.base_state.logits.argmax(-1) == pair.base.rows.answer).float().mean()),
+        lift=fresh.difference(votes[0] - single),
+        weighted_lift=fresh.difference(votes[1] - single),
+        apart=fresh.rate(base[:, apart]),
+        untouched=float(fresh.untouched.float().mean()),
         rows=len(said),
     )
 

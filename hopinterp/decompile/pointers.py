@@ -16,7 +16,8 @@ from hopinterp.decompile.effects import Effect, effects, supported
 from hopinterp.decompile.halving import remove
 from hopinterp.decompile.nodes import START, Node, Nodes, Place, connected, on_paths, reachable
 from hopinterp.decompile.routes import Part, Routing, positions
-from hopinterp.decompile.tree_runs import Outside, Rows, State, TreeRunner, streams_before
+from hopinterp.decompile.tree_runs import Outside, State, TreeRunner, streams_before
+from hopinterp.decompile.watched_rows import Rows, Sums
 from hopinterp.models.fused import FusedTransformer
 
 LOSS = 0.05
@@ -223,8 +224,8 @@ class _Query:
     def measure(self, kept: Nodes, found: bool) -> PointerTree:
         """A tree that was found on other sequences. Nodes whose effect may be nothing are dropped, the least first, until
         each that is left matters."""
-        of_kept = effects(self.runner, self._harm, kept, kept)
-        matter = supported(self.runner, self._harm, of_kept, connected)
+        of_kept = effects(self._harm, kept, kept)
+        matter = supported(self._harm, of_kept, connected)
         carrying = frozenset(matter)
         return PointerTree(
             self.layer,
@@ -238,11 +239,12 @@ class _Query:
             found=found,
         )
 
-    def _harm(self, tree: Nodes, removed: Sequence[Nodes]) -> Float[Tensor, "row removed"]:
+    def _harm(self, tree: Nodes, removed: Sequence[Nodes]) -> Sums:
         """Where the head lands with a tree but not without some of its nodes (−1: the other way round)."""
         state = self.runner.run(tree)
         before = self._landing(state).double()
-        return torch.stack([before - self._landing(self.runner.without(state, nodes)).double() for nodes in removed], dim=1)
+        lost = [before - self._landing(self.runner.without(state, nodes)).double() for nodes in removed]
+        return self.runner.rows.by_sequence(torch.stack(lost, dim=1))
 
     # -- found --------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from hopinterp.decompile.routes import Routing, run_routed
+from hopinterp.decompile.routes import Routing, run_own, run_routed
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap
 from hopinterp.models.fused import FusedTransformer
@@ -86,7 +86,7 @@ def _compare(
 ) -> Agreement:
     batch = batch.to(model.device)
     counted = counted.to(model.device)
-    own, routed = (logits.argmax(-1) for logits in (model(batch.tokens), run_routed(model, batch, routing)))
+    own, routed = (logits.argmax(-1) for logits in (run_own(model, batch.tokens), run_routed(model, batch, routing)))
     wrong = counted & (own != batch.labels)
     agree, low, high = _rate(own == routed, counted, seed)
     agree_wrong, wrong_low, wrong_high = _rate(own == routed, wrong, seed)

@@ -28,6 +28,7 @@ CONTENT_FREE_GAIN = 0.02
 NULL_FIRST = 0.90
 """Null rows that put this much on the hop token look there by rule; otherwise their mean by position is the rule."""
 _BATCH = 50
+_OWN_BATCH = 200  # without patterns
 
 
 @dataclass(frozen=True)
@@ -363,8 +364,18 @@ def run_routed(
     model: FusedTransformer, batch: Batch, routing: Routing, layers: Sequence[int] | None = None
 ) -> Float[Tensor, "batch position d_vocab"]:
     """Logits of the model with the patterns of all heads (of the given layers only, if given) set by rule."""
-    chunks = (batch[start : start + _BATCH] for start in range(0, len(batch), _BATCH))
-    return torch.cat([model.unembed(routed_streams(model, chunk, routing, layers)[-1]) for chunk in chunks])
+    return torch.cat([model.unembed(routed_streams(model, part, routing, layers)[-1]) for part in in_parts(batch)])
+
+
+@torch.no_grad()
+def run_own(model: FusedTransformer, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position d_vocab"]:
+    """Logits of the model as it is, some sequences at a time."""
+    return torch.cat([model(part) for part in tokens.split(_OWN_BATCH)])
+
+
+def in_parts(batch: Batch) -> Iterator[Batch]:
+    """A batch's sequences, as many at a time as have room beside their patterns by rule."""
+    return (batch[start : start + _BATCH] for start in range(0, len(batch), _BATCH))
 
 
 Streams = list[Float[Tensor, "batch position d_model"]]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hopinterp.decompile.derivations import ValueTree
-from hopinterp.decompile.effects import by_sequence
+from hopinterp.decompile.fresh_runs import FreshRuns
 from hopinterp.decompile.nodes import Node, Nodes, connected
 from hopinterp.decompile.routes import Routing
-from hopinterp.decompile.tree_runs import Rows, State, TreeRunner
+from hopinterp.decompile.tree_runs import State, TreeRunner
 from hopinterp.evidence.intervals import bootstrap_ratio
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.seeds import seeded
@@ -55,9 +56,73 @@ def scrub(
     The stream that is read comes from the model's own run of the other sequence, at the same place of that sequence's chain.
     Sequences are fresh: neither those that the tree was found nor those that it was measured on.
     """
-    rows = Rows.draw(routing.task, routing.hops, sequences, positions=4, seed=3 * seed + 1_000_003)
-    scrubber = _Scrubber.of(TreeRunner.of(model, routing, rows), tree.nodes, seed)
-    return tuple(scrubber.test(node) for node in sorted(tree.nodes, reverse=True) if node.target is not None)
+    runs, hops = FreshRuns.draw(model, routing, sequences, seed=3 * seed + 1_000_003), routing.hops
+    used = {node: _used(tree.nodes, node, hops) for node in sorted(tree.nodes, reverse=True) if node.target is not None}
+    plain = dict(zip(used, _rises(runs, tree.nodes, list(used.items()), seed), strict=True))
+    more = [
+        (node, (*used[node], j))
+        for node, rise in plain.items()
+        if rise.mean > LEAST_RISE and rise.low > 0
+        for j in _others(node, used[node], min(hops + 1, routing.task.max_hops))
+    ]
+    with_more: dict[Node, dict[int, float]] = {}
+    for (node, letters), rise in zip(more, _rises(runs, tree.nodes, more, seed), strict=True):
+        with_more.setdefault(node, {})[letters[-1]] = rise.mean
+    return tuple(_judged(node, used[node], plain[node], with_more.get(node)) for node in used)
+
+
+def _used(nodes: Nodes, node: Node, hops: int) -> tuple[int, ...]:
+    """The letter that a node is there for: the answer's; for one on no derivation those of hops k − 1 and k − 2 that paths
+    through it end at, or, in block 0, that which it reads."""
+    if _leads_to(nodes, node, hops):
+        return (hops,)
+    ends = tuple(j for j in range(max(hops - 2, 0), hops) if _leads_to(nodes, node, j))
+    return ends or (() if node.reads is None else (node.reads,))
+
+
+def _others(node: Node, letters: Collection[int], last: int) -> list[int]:
+    """The hops whose letters a node may read too."""
+    assert node.target is not None
+    return [j for j in range(max(node.target.at - 1, 0), last + 1) if j not in letters]
+
+
+class _Rise(NamedTuple):
+    """Of the error, with its interval; and the share of rows that could be scrubbed."""
+
+    mean: float
+    low: float
+    high: float
+    matched: float
+
+
+def _judged(node: Node, letters: tuple[int, ...], plain: _Rise, with_more: dict[int, float] | None) -> Scrub:
+    """A node's scrubbing with the letters it is said to use, and with one more where those do not do."""
+    also, best = None, None
+    if with_more is not None:
+        hop = min(with_more, key=lambda j: with_more[j])
+        best = with_more[hop]
+        also = hop if best <= plain.mean / 2 else None
+    return Scrub(node, letters, plain.mean, plain.low, plain.high, also, best, plain.matched)
+
+
+Asked = tuple[Node, tuple[int, ...]]
+"""A node, and the letters in which what it reads agrees."""
+
+
+def _rises(runs: FreshRuns, nodes: Nodes, asked: Sequence[Asked], seed: int) -> list[_Rise]:
+    """What each scrubbing of one node does to the error."""
+
+    def scrubbed(runner: TreeRunner) -> list[tuple[Tensor, Tensor, Tensor]]:
+        scrubber = _Scrubber.of(runner, nodes, seed)
+        return [scrubber.rise(*one) for one in asked]
+
+    rises = []
+    for parts in zip(*(runs.each(scrubbed) if asked else ()), strict=True):
+        rise, counted, matched = (torch.cat(values) for values in zip(*parts, strict=True))
+        low, high = bootstrap_ratio(rise, counted, seed=0)
+        mean = float(rise.sum() / counted.sum())
+        rises.append(_Rise(mean, float(low), float(high), float(matched.float().mean())))
+    return rises
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,32 +141,10 @@ class _Scrubber:
         preference = preference.masked_fill(rows.sequence[:, None] == rows.sequence, -1)
         return cls(runner, runner.run(nodes), letters, preference)
 
-    def test(self, node: Node) -> Scrub:
-        """Scrub one node with the letters it is said to use, and with one more where those do not do."""
-        letters = self._used(node)
-        wrong, matched = self._wrong(node, letters)
-        rise, low, high = self._rise(wrong)
-        also, rise_with_also = None, None
-        if rise > LEAST_RISE and low > 0:
-            assert node.target is not None
-            last = min(self.runner.routing.hops + 1, self.letters.shape[1] - 1)
-            others = [j for j in range(max(node.target.at - 1, 0), last + 1) if j not in letters]
-            rises = {j: self._rise(self._wrong(node, (*letters, j))[0])[0] for j in others}
-            best = min(rises, key=lambda j: rises[j])
-            also, rise_with_also = best if rises[best] <= rise / 2 else None, rises[best]
-        return Scrub(node, letters, rise, low, high, also, rise_with_also, float(matched.float().mean()))
-
-    def _used(self, node: Node) -> tuple[int, ...]:
-        """The letter that a node is there for: the answer's; for one on no derivation those of hops k − 1 and k − 2 that
-        paths through it end at, or, in block 0, that which it reads."""
-        hops, nodes = self.runner.routing.hops, self.state.nodes
-        if _leads_to(nodes, node, hops):
-            return (hops,)
-        ends = tuple(j for j in range(max(hops - 2, 0), hops) if _leads_to(nodes, node, j))
-        return ends or (() if node.reads is None else (node.reads,))
-
-    def _wrong(self, node: Node, letters: Collection[int]) -> tuple[Bool[Tensor, " row"], Bool[Tensor, " row"]]:
-        """Where the scrubbed tree answers wrong, and which rows could be scrubbed."""
+    def rise(
+        self, node: Node, letters: Collection[int]
+    ) -> tuple[Float[Tensor, " sequence"], Float[Tensor, " sequence"], Bool[Tensor, " row"]]:
+        """What is wrong now, less what was, and of how many rows, by sequence; and which rows could be scrubbed."""
         assert node.target is not None
         rows, mine = self.runner.rows, self.letters[:, list(letters)]
         place = node.target.of(rows.chain)
@@ -112,13 +155,8 @@ class _Scrubber:
         v = self.runner.outside.v[node.layer][rows.sequence[donor], place[donor].clamp_min(0), node.head]
         own = self.state.values[node.layer][node.target][:, node.head]
         scrubbed = self.runner.given(self.state, node, torch.where(matched[:, None], v, own))
-        return self.runner.wrong(scrubbed), matched
-
-    def _rise(self, wrong: Bool[Tensor, " row"]) -> tuple[float, float, float]:
-        """Mean and interval of what is wrong now, less what was."""
-        rise, counted = by_sequence(self.runner, wrong.double() - self.runner.wrong(self.state).double())
-        low, high = bootstrap_ratio(rise, counted, seed=0)
-        return float(rise.sum() / counted.sum()), float(low), float(high)
+        change = self.runner.wrong(scrubbed).double() - self.runner.wrong(self.state).double()
+        return *rows.by_sequence(change), matched
 
 
 def _leads_to(nodes: Nodes, node: Node, hops: int) -> bool:

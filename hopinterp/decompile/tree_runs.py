@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,77 +12,10 @@ from torch import Tensor
 
 from hopinterp.decompile.nodes import START, Node, Nodes, Place, connected
 from hopinterp.decompile.routes import Routing
-from hopinterp.errors import HopInterpError
+from hopinterp.decompile.watched_rows import Rows
 from hopinterp.models import blocks
 from hopinterp.models.fused import FusedTransformer
-from hopinterp.seeds import seeded
-from hopinterp.task import Batch, HopTask
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Positions whose answers are watched, each with one of another sequence that stands in for all that is not kept.
-
-    Attributes:
-        batch: the sequences; all ask for one k.
-        sequence, position: which sequence each row watches, and i, drawn among its scored positions.
-        partner, partner_position: which sequence stands in, and the scored position whose chain is put in place of i's.
-    """
-
-    batch: Batch
-    sequence: Int[Tensor, " row"]
-    position: Int[Tensor, " row"]
-    partner: Int[Tensor, " row"]
-    partner_position: Int[Tensor, " row"]
-
-    @property
-    def answer(self) -> Int[Tensor, " row"]:
-        """hop_k(X)_i as a token."""
-        return self.batch.labels[self.sequence, self.position]
-
-    @cached_property
-    def chain(self) -> Int[Tensor, "row chain"]:
-        """find^j(i), j = 0 … max_hops."""
-        return self.batch.find[self.sequence, :, self.position]
-
-    @cached_property
-    def partner_chain(self) -> Int[Tensor, "row chain"]:
-        """find^j of the partner's position in the partner's sequence."""
-        return self.batch.find[self.partner, :, self.partner_position]
-
-    def __len__(self) -> int:
-        return len(self.sequence)
-
-    def parts(self, most: int) -> Iterator[Rows]:
-        """The same rows in parts of at most so many."""
-        for part in torch.arange(len(self)).split(most):
-            chosen = (x[part] for x in (self.sequence, self.position, self.partner, self.partner_position))
-            yield Rows(self.batch, *chosen)
-
-    @classmethod
-    def draw(cls, task: HopTask, hops: int, sequences: int, *, positions: int = 2, partners: int = 2, seed: int = 0) -> Rows:
-        """`positions` scored positions of each sequence, each with as many `partners`: rows of other sequences of the draw.
-
-        Raises:
-            HopInterpError: fewer than two of the sequences have a chain of k links.
-        """
-        generator = seeded(seed)
-        batch = task.sample(sequences, hops=hops, generator=generator)
-        drawn = torch.rand(batch.tokens.shape, generator=generator).masked_fill(~batch.scored, -1)
-        chosen = drawn.argsort(1, descending=True)[:, :positions]
-        sequence, which = batch.scored.gather(1, chosen).nonzero().T
-        if len(sequence.unique()) < 2:
-            raise HopInterpError(f"fewer than two of {sequences} sequences have a chain of {hops} links")
-        position = chosen[sequence, which]
-        preference = torch.rand(len(sequence), len(sequence), generator=generator)
-        other = preference.masked_fill(sequence[:, None] == sequence, -1).argsort(1, descending=True)[:, :partners]
-        sequence, position = (x.repeat_interleave(other.shape[1]) for x in (sequence, position))
-        first = torch.arange(len(other)) * other.shape[1]
-        partner = first[other.flatten()]
-        return cls(batch, sequence, position, sequence[partner], position[partner])
-
-
-# -- runs of a tree ---------------------------------------------------------------------------------------------------
+from hopinterp.task import Batch
 
 Stream = Float[Tensor, "row d_model"]
 Heads = Float[Tensor, "row head d_head"]

@@ -7,7 +7,6 @@ dicts and what `save_pretrained` wrote of them; `gpt2.py` is the one that is the
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from einops import EinopsError, rearrange
 from torch import Tensor, nn
 
 from hopinterp.errors import HopInterpError
-from hopinterp.files import read_file, read_json, reason
+from hopinterp.files import is_there, read_file, read_json, reason
 from hopinterp.models import torch_files
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import is_changed
@@ -342,7 +341,7 @@ def _from_disk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         raise HopInterpError(f"cannot read {path} ({reason(error)})") from None
     if is_folder and not kept:
         raise HopInterpError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
-    if is_folder and os.path.lexists(folder / CARD):
+    if is_folder and is_there(folder / CARD):
         raise HopInterpError(f"{path} is a model directory already: name it wherever a model is wanted")
     state = read_state_dict(folder / kept[0] if is_folder else path)
     config = config_of(folder)
@@ -363,7 +362,7 @@ def config_of(source: object) -> Any:
         return None
     path = Path(source)
     place = (path if path.is_dir() else path.parent) / "config.json"
-    return read_json(place) if os.path.lexists(place) else None
+    return read_json(place) if is_there(place) else None
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

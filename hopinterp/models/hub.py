@@ -65,6 +65,11 @@ def export(
     return target
 
 
+def names(layout: Layout) -> list[str]:
+    """The files that `export` writes."""
+    return sorted([WEIGHTS, CONFIG, README, *([CARD] if layout == "hopinterp" else [])])
+
+
 def _gpt2(model: FusedTransformer, card: Card) -> dict[str, bytes]:
     """The files that `save_pretrained` would write; first it is seen that they give the model back, bit for bit."""
     state, config = gpt2.written(model)

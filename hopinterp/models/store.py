@@ -74,7 +74,7 @@ def check_free(target: Path, overwrite: bool, also: Collection[str] = ()) -> Non
     """
     files.recover(target)
     try:
-        if not os.path.lexists(target):
+        if not files.is_there(target):
             return
         if not overwrite:
             raise HopInterpError(f"{target} exists; give another --out, or --overwrite")

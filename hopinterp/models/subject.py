@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hopinterp.errors import HopInterpError
+from hopinterp.files import reason
 from hopinterp.models import architectures, bridge, card
 from hopinterp.models import gpt2 as gpt2  # importing it makes its architecture known
 from hopinterp.models.fused import FusedTransformer
@@ -333,7 +334,11 @@ def _of_hooked(model: nn.Module, read: Callable[[Any], FusedTransformer | None])
 def _at_path(given: str | Path, n_heads: int | None) -> FusedTransformer:
     """What a path holds: a checkpoint file, a `save_pretrained` directory, else a model directory or a shipped name."""
     path = Path(given)
-    if path.is_file() or (path / "config.json").is_file():
+    try:
+        is_foreign = path.is_file() or (path / "config.json").is_file()
+    except (OSError, ValueError) as error:
+        raise HopInterpError(f"cannot read {path} ({reason(error)})") from None
+    if is_foreign:
         return architectures.read(path, n_heads)
     return card.load_fused(given)[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -14,7 +13,7 @@ import torch
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import error_table, evaluate
-from hopinterp.files import alone_in, clear_leftovers, leftover, making, reason, recover
+from hopinterp.files import alone_in, clear_leftovers, is_there, leftover, making, reason, recover
 from hopinterp.memory import keep_memory, release_memory, require_memory
 from hopinterp.models import store
 from hopinterp.models.fused import FusedTransformer
@@ -131,7 +130,7 @@ def resume(
 def _check_places(directory: Path) -> None:
     """Raise HopInterpError where a run that goes on could not write all that it will, or not in its own directory."""
     for place in (directory / SERIES, directory / "tensorboard", directory / "wandb"):
-        if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+        if place.is_symlink() or (is_there(place) and not place.is_dir()):
             raise HopInterpError(f"{place} is a symbolic link or no directory; a run writes in its own directory alone")
     series = [path for path in (directory / SERIES).glob("*") if not leftover(path)]
     for model in (directory / MODEL, *sorted(series)):
@@ -140,7 +139,7 @@ def _check_places(directory: Path) -> None:
 
 def _last(config: TrainConfig, directory: Path, device: str | torch.device | None) -> Run:
     """A run as it was at its last checkpoint."""
-    if not os.path.lexists(directory / CHECKPOINT):  # killed before its first one: no step was taken
+    if not is_there(directory / CHECKPOINT):  # killed before its first one: no step was taken
         return Run(config, device or "cpu")
     state = read_checkpoint(directory, config)
     try:

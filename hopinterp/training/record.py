@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hopinterp.errors import HopInterpError
-from hopinterp.files import digest, read_file, read_json, write_file
+from hopinterp.files import digest, is_there, read_file, read_json, write_file
 from hopinterp.models import torch_files
 from hopinterp.models.places import CHECKPOINT, CONFIG
 from hopinterp.training.config import TrainConfig
@@ -94,7 +94,7 @@ def wandb_package() -> Any:
 def _wandb_run(directory: Path, config: TrainConfig) -> Any:
     """A run at Weights & Biases, kept under the run directory; one that is resumed goes on under the same id."""
     wandb, kept = wandb_package(), directory / WANDB
-    if not os.path.lexists(kept):
+    if not is_there(kept):
         write_in_run(kept, secrets.token_hex(8).encode())
     run_id = read_file(kept, 100).decode("ascii", "replace")
     if not re.fullmatch("[0-9a-f]{16}", run_id):
@@ -113,7 +113,7 @@ def _wandb_run(directory: Path, config: TrainConfig) -> Any:
 
 def forget_after(path: Path, step: int) -> None:
     """Drop what was logged after the checkpoint, for these steps come again; and lines that are no records."""
-    if not os.path.lexists(path):
+    if not is_there(path):
         return
     kept = [line for line in read_file(path).decode("utf-8", "replace").splitlines() if 0 <= _step(line) <= step]
     write_in_run(path, "".join(line + "\n" for line in kept).encode())

@@ -7,11 +7,14 @@ import torch
 
 import hopinterp as hi
 from hopinterp import HopInterpError
+from hopinterp.decompile import derivations as finding
+from hopinterp.decompile import fresh_runs, interventions
 from hopinterp.decompile.derivations import Pruner, find_tree, printed
 from hopinterp.decompile.nodes import Node, Place, connected, derivations, on_paths, reach, reachable
 from hopinterp.decompile.routes import fit_routes, run_routed
 from hopinterp.decompile.scrubbing import scrub
-from hopinterp.decompile.tree_runs import Rows, TreeRunner
+from hopinterp.decompile.tree_runs import Outside, TreeRunner
+from hopinterp.decompile.watched_rows import Rows
 from hopinterp.decompile.writing import write_program
 from hopinterp.models import store
 from hopinterp.theory.compiler import compile_program
@@ -112,6 +115,38 @@ def test_rows_watch_scored_positions_of_their_sequences(task):
         Rows.draw(hi.HopTask(4, 4, 8), 8, 5)
 
 
+def test_rows_in_parts_are_whole_draws_of_their_own(task):
+    (alone,) = Rows.draw_parts(task, 6, 10, most=10, positions=3, seed=0)
+    rows = Rows.draw(task, 6, 10, positions=3, seed=0)
+    for name in ("sequence", "position", "partner", "partner_position"):
+        assert torch.equal(getattr(alone, name), getattr(rows, name))
+    parts = Rows.draw_parts(task, 6, 50, most=20, positions=3, seed=0)
+    scored = task.sample(50, hops=6, seed=0).scored.any(1)
+    assert sum(len(part.batch) for part in parts) == scored.sum()
+    assert all(2 <= len(part.batch) <= 20 for part in parts)
+    assert all((part.sequence != part.partner).all() for part in parts)
+
+
+def test_more_sequences_narrow_the_intervals_and_no_more_are_run_at_once(task, monkeypatch):
+    run = []
+
+    def outside(model, routing, batch, real=Outside.of):
+        run.append(len(batch))
+        return real(model, routing, batch)
+
+    monkeypatch.setattr(Outside, "of", outside)
+    monkeypatch.setattr(fresh_runs, "AT_ONCE", 30)
+    monkeypatch.setattr(finding, "MOST_FITTED", 30)
+    made = Construction.of(task, 5, "sequential")
+    routing = fit_routes(made.fused, task, 5, sequences=20)
+    few, many = (find_tree(made.fused, routing, sequences=n, orders=1) for n in (30, 240))
+    assert 3 < max(run) <= 30
+    assert many.high - many.low < (few.high - few.low) / 3
+    for one, other in zip(few.carrying, many.carrying, strict=True):
+        assert one.node == other.node
+        assert other.high - other.low < (one.high - one.low) / 2
+
+
 def hop(layer, head, at, jump):
     return Node(layer, head, Place(at), "hop", jump)
 
@@ -186,3 +221,16 @@ def test_ways_that_vote_are_all_found(task):
     assert tree.reach == (0, 1, 2, 3, 4)
     assert tree.error == 0
     assert all(effect.low > 0 for effect in tree.carrying)
+
+
+def test_scrubbing_and_exchanges_in_parts_say_the_same_of_more_sequences(task, monkeypatch):
+    monkeypatch.setattr(fresh_runs, "AT_ONCE", 15)
+    monkeypatch.setattr(interventions, "AT_ONCE", 15)
+    made = Construction.of(task, 4, "successor")
+    routing = fit_routes(made.fused, task, 4, sequences=20)
+    tree = find_tree(made.fused, routing, sequences=15, orders=1)
+    assert all(one.rise == 0 and one.matched == 1 for one in scrub(made.fused, routing, tree, sequences=40))
+    few, many = (interventions.measure_interventions(made.fused, routing, tree, sequences=n) for n in (15, 60))
+    assert few.agreement.value == many.agreement.value == 1
+    assert many.agreement.low > few.agreement.low
+    assert many.rows > 3 * few.rows

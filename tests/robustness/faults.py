@@ -166,6 +166,7 @@ class Request:
         cwd: where it runs.
         fault: on the disk beneath `cwd`.
         counted: whether to tell the calls that it made to that disk.
+        reads: the fault is met by calls that read, not by those that change something, and these are counted.
         encoding: of standard output and error.
         ignored: signals that are ignored, as by nohup.
         out: a file that standard output goes to in the place of a temporary one.
@@ -178,6 +179,7 @@ class Request:
     cwd: str
     fault: Fault | None = None
     counted: bool = False
+    reads: bool = False
     encoding: str = "utf-8"
     ignored: tuple[str, ...] = ()
     out: str = ""
@@ -297,7 +299,15 @@ def _gpt2(path: str) -> None:
     torch.save(transformers.GPT2Model(config).state_dict(), path)
 
 
-TASKS |= {"gpt2": _gpt2, "nothing": lambda: None}
+def _load(what: str, path: str) -> None:
+    """Read what was saved, and print it."""
+    from hopinterp.decompile.decompilation import load_decompiled
+    from hopinterp.judgement.records import load_verdict
+
+    print({"verdict": load_verdict, "program": load_decompiled}[what](path))
+
+
+TASKS |= {"gpt2": _gpt2, "load": _load, "nothing": lambda: None}
 
 
 def _import_all() -> None:
@@ -390,7 +400,9 @@ def _done(status: int, place: Path, peak: int) -> dict[str, Any]:
 
 def _child(request: Request, place: Path, known: _Known) -> None:
     """What a forked process does; it never returns."""
-    status, disk = 1, Disk(request.cwd, request.fault)
+    from .unreadable import Unreadable
+
+    status, disk = 1, (Unreadable if request.reads else Disk)(request.cwd, request.fault)
     note, leave = os.open(place / "calls.new", os.O_WRONLY | os.O_CREAT), os._exit
     rename = os.rename
     try:

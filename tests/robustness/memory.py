@@ -1,4 +1,4 @@
-"""Peak memory of whole commands: `python -m tests.robustness.memory` measures it beside its bars, in some minutes."""
+"""Peak memory of whole commands: `python -m tests.robustness.memory` measures it beside its bars, in an hour."""
 
 from __future__ import annotations
 

@@ -30,6 +30,8 @@ Target = Literal["token", "position"]
 Method = Literal["logistic", "ridge"]
 BAR = 0.8
 """A hop is held where its probe closes at least this share of the gap between the best cheaper explanation and 1."""
+MEMORY = 2**27
+"""Bytes for the streams that are kept at one time, of one block at least: the model runs again for those of the others."""
 
 _FREQUENCIES = (1, 2, 3, 5, 8, 13, 21, 34)
 _LETTER_SEQUENCES = 2000  # letters cost nothing: enough for a table of 4^5 contexts
@@ -255,14 +257,16 @@ def _probe_grid(
         train_answers = torch.cat([train_answers, control(train_rows)], dim=1)
         test_answers = torch.cat([test_answers, control(test_rows)], dim=1)
         train_valid, test_valid = train_valid.repeat(1, 2), test_valid.repeat(1, 2)
-    train_resid, test_resid = (_resid_post(subject, batch, layers) for batch in (train, test))
     right = []
-    for layer in layers:
-        standardize = Standardizer.fit(train_resid[layer])
-        probes = readout.fit(standardize(train_resid[layer]), train_answers, train_valid)
-        hits = (readout.read(standardize(test_resid[layer]), *probes) == test_answers) & test_valid
-        right.append(_per_sequence(hits, test_rows))
-        fitted(1)
+    together = max(1, MEMORY // (4 * subject.sizes.d_model * (len(train_rows.find) + len(test_rows.find))))
+    for some in (layers[start : start + together] for start in range(0, len(layers), together)):
+        train_resid, test_resid = (_resid_post(subject, batch, some) for batch in (train, test))
+        for layer in some:
+            standardize = Standardizer.fit(train_resid[layer])
+            probes = readout.fit(standardize(train_resid.pop(layer)), train_answers, train_valid)
+            hits = (readout.read(standardize(test_resid.pop(layer)), *probes) == test_answers) & test_valid
+            right.append(_per_sequence(hits, test_rows))
+            fitted(1)
     counts = torch.stack(right, dim=1)
     n_hops = train_rows.find.shape[1]
     return {"target": counts[..., :n_hops], "control": counts[..., n_hops:]}

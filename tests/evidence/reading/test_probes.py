@@ -40,6 +40,14 @@ def test_the_depth_3_checkpoint(depth3, task):
     assert hi.probe(depth3, task, hops=3).resolved.values.tolist() == [0, 1, 3]
 
 
+def test_it_does_not_matter_how_many_blocks_are_kept_at_once(task, monkeypatch):
+    spec = ModelSpec(3)
+    model, settings = hi.FusedTransformer(spec, spec.initial_parameters(0)), {"train_sequences": 10, "sequences": 6}
+    together = hi.probe(model, task, hops=2, furthest=2, **settings)
+    monkeypatch.setattr("hopinterp.evidence.reading.probes.MEMORY", 1)
+    assert hi.probe(model, task, hops=2, furthest=2, **settings).identical(together)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_untrained_models_hold_nothing_beyond_hop_0(task, seed):
     spec = ModelSpec(3)
