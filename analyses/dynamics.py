@@ -4,7 +4,7 @@ A run starts with short sequences. So every model is measured on sequences as lo
 err_k also at full length: what a model does on longer sequences than it has seen says when the timetable changed, and not
 what it learned.
 
-    hopinterp train --preset full --layers 4 --steps 4000 --keep-every 200 --out RUN_DIR    # a run with its series kept
+    hopinterp train --preset first --layers 4 --steps 4000 --keep-every 200 --out RUN_DIR    # a run with its series kept
     python analyses/dynamics.py RUN_DIR OUT.nc
 
 What stands in the file already is not measured again: a series goes on where it was stopped, or as its run does.
