@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -128,9 +129,10 @@ def _one_hop_off(
 
 
 def _rates(batch: Batch, runs: Callable[[Batch], Iterator[Logits]]) -> tuple[float, ...]:
-    """err_k in each of several runs, which are made on some of the sequences after the other."""
+    """err_k in each of several runs, which are made on some of the sequences after the other; NaN where none has an answer."""
     wrong = [[float(wrong_answers(logits, part).sum()) for logits in runs(part)] for part in in_parts(batch)]
-    return tuple(sum(one) / float(batch.scored.sum()) for one in zip(*wrong, strict=True))
+    answers = float(batch.scored.sum()) or math.nan
+    return tuple(sum(one) / answers for one in zip(*wrong, strict=True))
 
 
 @torch.no_grad()

@@ -82,6 +82,7 @@ def fit_logistic(
     whitened = torch.linalg.solve_triangular(factor, rows.T, upper=False).T.contiguous()
     inverse = torch.linalg.solve_triangular(factor, torch.eye(d, device=rows.device), upper=False)
     objective = _Objective.of(whitened, targets, valid, n_classes, inverse @ torch.diag(ridge) @ inverse.T)
+    del whitened
     solution = _lbfgs(objective, tolerance, max_iterations)
     return torch.einsum("dw,wcp->pdc", inverse.T, solution)
 
@@ -135,10 +136,10 @@ class _Objective:
     ) -> _Objective:
         """Rows that count for many problems come first, so that the last chunks skip the problems they do not serve."""
         order = valid.sum(1).argsort(descending=True, stable=True)
-        rows, targets, valid = rows[order], targets[order], valid[order]
         classes = torch.arange(n_classes, device=rows.device)[:, None]
         chunks = []
-        for x, y, v in zip(*(tensor.split(_CHUNK_ROWS) for tensor in (rows, targets, valid)), strict=True):
+        for few in order.split(_CHUNK_ROWS):  # no second copy of all rows: there may be a million
+            x, y, v = rows[few], targets[few], valid[few]
             problems = v.any(0).nonzero()[:, 0]
             counts = v[:, problems].to(x.dtype)
             chunks.append(_Chunk(x, (y[:, None, problems] == classes) * counts[:, None], counts, problems))
