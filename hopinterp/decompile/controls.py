@@ -129,7 +129,7 @@ def _one_hop_off(
 
 
 def _rates(batch: Batch, runs: Callable[[Batch], Iterator[Logits]]) -> tuple[float, ...]:
-    """err_k in each of several runs, which are made on some of the sequences after the other; NaN where none has an answer."""
+    """err_k in each of several runs, made on some sequences after the other; NaN where none has an answer."""
     wrong = [[float(wrong_answers(logits, part).sum()) for logits in runs(part)] for part in in_parts(batch)]
     answers = float(batch.scored.sum()) or math.nan
     return tuple(sum(one) / answers for one in zip(*wrong, strict=True))
