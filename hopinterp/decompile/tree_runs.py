@@ -50,7 +50,7 @@ class Outside:
             q, k, v = model.qkv(model.norm(x, f"blocks.{layer}.ln1"), layer)
             z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=model.scale)
             outside.z.append(z.transpose(1, 2))
-            outside.v.append(v.transpose(1, 2))
+            outside.v.append(v.transpose(1, 2).clone())  # a view would keep the queries and keys too
             first = torch.tensor([route.null == "first" for route in routing.routes[layer]], device=v.device)
             n = v.shape[2]
             null = torch.where(first[:, None, None], v[:, :, :1], routing.null_mean[layer, :, :n, :n] @ v)
