@@ -15,6 +15,7 @@ HOUSE = {
     "progress": (),
     "signals": (),
     "dates": (),
+    "devices": (),
     "shown": (),
     "files": (),
     "whole": (),

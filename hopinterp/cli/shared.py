@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hopinterp.devices import best_device, devices
 from hopinterp.errors import HopInterpError
 from hopinterp.shown import finite, legible
 from hopinterp.signals import at_work
@@ -157,11 +158,9 @@ def one_of(option: str, text: str, allowed: Iterable[str]) -> Any:
 
 def find_device(name: str) -> str:
     """What `--device` names, with auto resolved. Raises HopInterpError where this machine has none."""
-    import torch
-
-    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return next(kind for kind in ("cuda", "mps", "cpu") if found[kind])
+        return best_device()
+    found = devices()
     if name not in found:
         raise HopInterpError(f"--device is {name!r}; it is auto, cpu, cuda or mps")
     if not found[name]:

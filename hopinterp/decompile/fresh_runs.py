@@ -34,9 +34,7 @@ class FreshRuns:
     model: FusedTransformer
     routing: Routing
     parts: list[Rows]
-    _kept: dict[int, TreeRunner] = field(
-        default_factory=dict
-    )  # one part's, by its number: where there is one it is made once
+    _kept: dict[int, TreeRunner] = field(default_factory=dict)  # one part's, by its number
 
     @classmethod
     def draw(

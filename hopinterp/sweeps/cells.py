@@ -13,10 +13,9 @@ from pathlib import Path
 
 from hopinterp.errors import HopInterpError
 from hopinterp.files import alone_in, read_json, recover, write_file
-from hopinterp.models.places import CARD, CHECKPOINT, CONFIG, MODEL
+from hopinterp.models.places import CARD, CONFIG, MODEL
 from hopinterp.progress import Progress
 from hopinterp.sweeps.grid import After, Cell
-from hopinterp.training.config import only_records
 from hopinterp.training.record import read_config
 
 JOBS, MEASURED, PROGRAMS, VERDICTS = "jobs", "measured", "programs", "verdicts"
@@ -24,9 +23,7 @@ RESULTS, ASKED = "results.nc", "asked.json"
 """Of what was measured: the Dataset, and what had been asked for."""
 _PROGRESS, _FAILED, _JOB = "progress.json", "failed.json", "job.json"
 _BEAT = 2.0  # seconds between two signs of life
-_PATIENCE = (
-    5.0  # seconds in which a worker waits for its cell's lock: who only asks whether it is held has it for an instant
-)
+_PATIENCE = 5.0  # seconds that a worker waits for its cell's lock, which who only asks about it has for an instant
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,9 @@ class Home:
         """Raise HopInterpError where a run is there that has other settings than the cell; what only records may differ."""
         if not self.started():
             return
-        there, wanted = read_config(self.run).to_dict(), cell.config.to_dict()
+        there, wanted = read_config(self.run).deciding(), cell.config.deciding()
         for name, value in wanted.items():
-            if there[name] != value and not only_records(name):
+            if there[name] != value:
                 raise HopInterpError(
                     f"{self.run} has other settings: {name} is {there[name]!r:.40}, the grid has {value!r:.40}; "
                     "give another --out"
@@ -229,8 +226,3 @@ def alone_at(home: Home) -> Iterator[bool]:
                     return
                 time.sleep(0.05)
         yield True
-
-
-def has_checkpoint(home: Home) -> bool:
-    """Whether a run can tell on which device and threads it ran."""
-    return os.path.lexists(home.run / CHECKPOINT)

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from hopinterp.errors import HopInterpError
 from hopinterp.files import alone_in, leftover, making, read_json, reason, write_file
 from hopinterp.models.places import CONFIG
 from hopinterp.sweeps.cells import JOBS, Home
 from hopinterp.sweeps.grid import Grid
-from hopinterp.training.config import TrainConfig, only_records
 from hopinterp.training.record import read_config
 
 KEPT = "sweep.json"
@@ -78,13 +76,8 @@ def find_homes(directory: Path, grid: Grid) -> list[Home]:
     for name in sorted(os.listdir(directory)):
         if name != JOBS and (directory / name / CONFIG).is_file():
             with suppress(HopInterpError):
-                runs[_identity(read_config(directory / name))] = name
-    homes = [Home(directory.absolute(), runs.pop(_identity(cell.config), cell.name)) for cell in grid.cells]
+                runs[tuple(read_config(directory / name).deciding().items())] = name
+    homes = [Home(directory.absolute(), runs.pop(tuple(cell.config.deciding().items()), cell.name)) for cell in grid.cells]
     for home, cell in zip(homes, grid.cells, strict=True):
         home.check(cell)
     return homes
-
-
-def _identity(config: TrainConfig) -> tuple[tuple[str, Any], ...]:
-    """All settings that change what a run comes to."""
-    return tuple((name, value) for name, value in config.to_dict().items() if not only_records(name))

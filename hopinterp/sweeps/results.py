@@ -52,8 +52,9 @@ def collect(cells: Sequence[Cell], homes: Sequence[Home], after: After, failures
     rows = [_run(home, found.get(home.name)) for home in homes]
     together["status"] = "cell", np.array(status, dtype=str)
     together["failure"] = "cell", np.array([failures.get(home.name, "") for home in homes], dtype=str)
-    for number, name in enumerate(("cpu_seconds", "training_cpu_seconds")):
-        together[name] = "cell", [home.cpu_seconds()[number] for home in homes]
+    used = zip(*(home.cpu_seconds() for home in homes), strict=True)
+    for name, seconds in zip(("cpu_seconds", "training_cpu_seconds"), used, strict=True):
+        together[name] = "cell", list(seconds)
     for name in _BY_CELL:
         together[name] = "cell", np.array([row[name] for row in rows])
     first = [name for name in _FIRST if name in together]

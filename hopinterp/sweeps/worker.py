@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
+from hopinterp.devices import best_device
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.remembered import cached
+from hopinterp.files import is_there
 from hopinterp.models.card import read_card
-from hopinterp.models.places import MODEL
+from hopinterp.models.places import CHECKPOINT, MODEL
 from hopinterp.signals import Stopped, at_work, raise_when_stopped, status
-from hopinterp.sweeps.cells import Home, Pulse, alone_at, has_checkpoint, say_failed
+from hopinterp.sweeps.cells import Home, Pulse, alone_at, say_failed
 from hopinterp.sweeps.grid import After
 from hopinterp.sweeps.measure import measure
 from hopinterp.training import loop
@@ -72,12 +74,13 @@ class Work:
         return DelayedSubmission(self)
 
     def _work(self, pulse: Pulse) -> None:
-        device = _device(self.device)
+        device = best_device() if self.device == "auto" else self.device
         torch.set_num_threads(self.threads)
         if self.home.trained():
             pass
         elif self.home.started():
-            loop.resume(self.home.run, device=None if has_checkpoint(self.home) else device, report=pulse)
+            its_own = is_there(self.home.run / CHECKPOINT)  # a checkpoint knows its device
+            loop.resume(self.home.run, device=None if its_own else device, report=pulse)
         else:
             loop.train(TrainConfig.from_dict(self.config), self.home.run, device=device, report=pulse)
         pulse.trained()
@@ -108,10 +111,3 @@ class Work:
             if time_is_up and callable(requeue):
                 requeue(time_is_up[0], None)
             sys.exit(status(stopped))
-
-
-def _device(name: str) -> str:
-    """A device's name, with auto resolved."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

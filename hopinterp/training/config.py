@@ -206,6 +206,10 @@ class TrainConfig:
         """Plain JSON values."""
         return asdict(self)
 
+    def deciding(self) -> dict[str, Any]:
+        """The settings that change what a run comes to: all but those that only say what is recorded of it."""
+        return {name: value for name, value in self.to_dict().items() if not only_records(name)}
+
 
 def only_records(setting: str) -> bool:
     """Whether a setting says only what is written of a run, and how often: it changes no weight, and a model's card leaves

@@ -20,7 +20,7 @@ from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.places import CHECKPOINT, CONFIG, MODEL
 from hopinterp.progress import Progress, Report
 from hopinterp.signals import held_back
-from hopinterp.training.config import TrainConfig, only_records
+from hopinterp.training.config import TrainConfig
 from hopinterp.training.record import (
     METRICS,
     SERIES,
@@ -196,14 +196,13 @@ def _keep_records(run: Run, directory: Path | None, log: Log, loss: float) -> No
 
 
 def _made(run: Run) -> dict[str, Any]:
-    settings = {name: value for name, value in run.config.to_dict().items() if not only_records(name)}
     how = f"trained for {run.step} steps by hopinterp"
     return {
         "how": how,
         "command": f"{run.config.command()} --threads {torch.get_num_threads()} --device {run.device.type}",
         "tokens": run.tokens,
         "seconds": round(run.seconds),
-        "settings": settings,
+        "settings": run.config.deciding(),
         "device": run.device.type,
         "threads": torch.get_num_threads(),
     }

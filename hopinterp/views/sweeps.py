@@ -1,4 +1,4 @@
-"""What the models of a sweep learned: a table, lines that read it, JSON, and and err_k with its spread over seeds."""
+"""What the models of a sweep learned: a table, lines that read it, JSON, and err_k with its spread over seeds."""
 
 from __future__ import annotations
 

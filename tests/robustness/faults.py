@@ -59,8 +59,8 @@ class Disk:
 
     def meets(self, name: str, path: Any, half: Callable[[], object] = lambda: None) -> None:
         """A call is about to be made."""
-        place = os.path.abspath(os.fsdecode(path)) if not isinstance(path, int) else self.paths.get(path, "")
-        if not place.startswith(self.root) or os.getpid() != self.pid:
+        place = self._beneath(path)
+        if place is None:
             return
         self.calls.append(name)
         fault, number = self.fault, len(self.calls) - 1
@@ -80,15 +80,32 @@ class Disk:
             number = errno.EIO if name in OPENED else errno.EROFS
             raise OSError(number, os.strerror(number), place)
 
+    def _beneath(self, path: Any) -> str | None:
+        """The place of a path, or of what is open; None where it is not beneath the directory, or in another process."""
+        place = os.path.abspath(os.fsdecode(path)) if not isinstance(path, int) else self.paths.get(path, "")
+        return place if place.startswith(self.root) and os.getpid() == self.pid else None
+
     def install(self) -> None:
         """Put it between Python and the disk, for good."""
         for name in ("mkdir", "unlink", "remove", "rmdir", "rename", "replace", "symlink", "link", "truncate"):
             setattr(os, name, self._call(name, getattr(os, name)))
-        real_open, real_close, real_fsync = os.open, os.close, os.fsync
+        self._handles(lambda flags: bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)))
+        real_fsync = os.fsync
+
+        def fsync(handle: int) -> None:
+            self.meets("fsync", handle)
+            real_fsync(handle)
+
+        setattr(os, "fsync", fsync)  # noqa: B010 (mypy would ask for the very signature)
+        builtins.open = io.open = self._opens(builtins.open, self._file(), writing=True)
+
+    def _handles(self, met: Callable[[int], bool]) -> None:
+        """Stand in for `os.open`, which is met where its flags say so, and `os.close`: what is open is known by its path."""
+        real_open, real_close = os.open, os.close
 
         def open_(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
             place = self._place(path, dir_fd)
-            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+            if met(flags):
                 self.meets("open", place)
             handle = real_open(path, flags, mode, dir_fd=dir_fd)
             self.paths[handle] = place
@@ -98,13 +115,8 @@ class Disk:
             self.paths.pop(handle, None)
             real_close(handle)
 
-        def fsync(handle: int) -> None:
-            self.meets("fsync", handle)
-            real_fsync(handle)
-
-        for name, call in (("open", open_), ("close", close), ("fsync", fsync)):
+        for name, call in (("open", open_), ("close", close)):
             setattr(os, name, call)
-        builtins.open = io.open = self._opener(builtins.open)
 
     def _place(self, path: Any, dir_fd: int | None) -> str:
         beneath = self.paths.get(dir_fd, "") if dir_fd is not None else ""
@@ -117,7 +129,7 @@ class Disk:
 
         return call
 
-    def _opener(self, real: Callable[..., Any]) -> Callable[..., Any]:
+    def _file(self) -> type[io.FileIO]:
         disk = self
 
         class File(io.FileIO):
@@ -128,9 +140,14 @@ class Disk:
                 return super().write(data)
 
             def close(self) -> None:
-                if not self.closed:
-                    disk.paths.pop(self.fileno(), None) if self.closefd else None
+                if not self.closed and self.closefd:
+                    disk.paths.pop(self.fileno(), None)
                 super().close()
+
+        return File
+
+    def _opens(self, real: Callable[..., Any], met: type[io.FileIO], *, writing: bool) -> Callable[..., Any]:
+        """What stands in for `open`: files that are written, or that are only read, are of a class whose calls are met."""
 
         def open_(
             file: Any,
@@ -142,13 +159,14 @@ class Disk:
             closefd: bool = True,
             opener: Any = None,
         ) -> Any:
-            if not set(mode) & set("wax+"):
+            if bool(set(mode) & set("wax+")) != writing:
                 return real(file, mode, buffering, encoding, errors, newline, closefd, opener)
             if not isinstance(file, int):
-                disk.meets("open", file)
-            raw = File(file, mode.replace("b", "").replace("t", ""), closefd, opener)
-            disk.paths[raw.fileno()] = disk.paths.get(file, "") if isinstance(file, int) else os.path.abspath(file)
-            buffered: Any = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+                self.meets("open", file)
+            raw = met(file, mode.replace("b", "").replace("t", ""), closefd, opener)
+            self.paths[raw.fileno()] = self.paths.get(file, "") if isinstance(file, int) else os.path.abspath(file)
+            wraps = io.BufferedRandom if "+" in mode else io.BufferedWriter if writing else io.BufferedReader
+            buffered: Any = wraps(raw)
             return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
 
         return open_
