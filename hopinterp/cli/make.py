@@ -13,6 +13,7 @@ import typer
 
 from hopinterp.cli.shared import Json, Model, Seed, choices, one_of, print_json, show, whole, working
 from hopinterp.errors import HopInterpError
+from hopinterp.models.places import Listing, model_name, search
 from hopinterp.shown import legible
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ def models(
 ) -> None:
     """List the models that can be named: the shipped ones, or those in a directory, training runs included."""
     from hopinterp.models import store
-    from hopinterp.models.places import Listing, search
     from hopinterp.views import tables
 
     if directory is not None and not (directory and os.path.isdir(directory)):
@@ -65,7 +65,7 @@ def models(
 def _listed(path: Path, directory: str | None) -> str:
     """A model's name in a list: its path in the directory that is listed."""
     within = path.name if directory is None else os.path.relpath(path, directory)
-    return path.resolve().name if within == "." else within
+    return model_name(path) if within == "." else within
 
 
 def import_(

@@ -17,6 +17,7 @@ import typer
 
 from hopinterp.devices import best_device, devices
 from hopinterp.errors import HopInterpError
+from hopinterp.models.places import model_name
 from hopinterp.shown import finite, legible
 from hopinterp.signals import at_work
 from hopinterp.whole import spans
@@ -179,12 +180,12 @@ def open_model(model: str, device: str, plot: Path | None = None) -> tuple[Subje
 
         plots.check_drawable(plot)
     network, task = store.load_fused(model, found)
-    return Subject.of(network, task, name=Path(model).resolve().name), task
+    return Subject.of(network, task, name=model_name(model)), task
 
 
 def open_models(given: list[str], device: str, plot: Path | None = None) -> dict[str, tuple[Subject, HopTask]]:
     """Several models, by their directories' names, or as they were given where two have one name."""
-    names = [Path(one).resolve().name for one in given]
+    names = [model_name(one) for one in given]
     if len(set(names)) < len(names):
         names = given
     if twice := [name for name in names if names.count(name) > 1]:

@@ -40,6 +40,11 @@ def find(name: str | Path) -> Path:
     raise HopInterpError(f"no model {str(name)!r}: it is neither a directory nor a shipped model ({known}){hint}")
 
 
+def model_name(path: str | Path) -> str:
+    """What a model at a path is called: its directory's name, that of a link's target and of "." too."""
+    return os.path.basename(os.path.realpath(path))  # Path.resolve raises on a link to itself
+
+
 def list_models(directory: str | Path | None = None) -> list[Path]:
     """Model directories in a folder, by default the shipped ones, sorted by name; also one whose replacement was killed."""
     folders = [Path(directory)] if directory else _shipped_folders()

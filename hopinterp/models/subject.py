@@ -22,6 +22,7 @@ from hopinterp.models import architectures, bridge, card
 from hopinterp.models import gpt2 as gpt2  # importing it makes its architecture known
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import SITES, HookFunction, Site, intervening, is_changed
+from hopinterp.models.places import model_name
 from hopinterp.models.spec import ModelSpec, check_fits, processing
 from hopinterp.shown import Row, Shown, legible
 from hopinterp.task import HopTask
@@ -278,7 +279,7 @@ def _subject_of(given: Any, task: HopTask | None, n_heads: int | None) -> Subjec
     if isinstance(given, FusedTransformer):
         return _of_weights(given)
     if isinstance(given, str | Path):
-        return _of_weights(_at_path(given, n_heads), Path(given).resolve().name)
+        return _of_weights(_at_path(given, n_heads), model_name(given))
     if isinstance(given, Mapping):
         return _of_weights(architectures.read(given, n_heads))
     if bridge.is_lens(given, "HookedTransformer"):

@@ -127,7 +127,7 @@ def _tensors(found: Any) -> list[Tensor]:
 
 def _bytes(tensor: Tensor, path: Path) -> int:
     """The size of a tensor. Raises HopInterpError where it is none of plain numbers in memory, each in its own place."""
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_neg():
         raise HopInterpError(f"{path} holds a tensor that is not of plain numbers")
     size = tensor.numel() * tensor.element_size()
     if size > tensor.untyped_storage().nbytes():

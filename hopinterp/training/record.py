@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hopinterp.errors import HopInterpError
-from hopinterp.files import digest, is_there, read_file, read_json, write_file
+from hopinterp.files import digest, is_there, parse_json, read_file, read_json, write_file
 from hopinterp.models import torch_files
 from hopinterp.models.places import CHECKPOINT, CONFIG
 from hopinterp.training.config import TrainConfig
@@ -151,8 +151,11 @@ def read_checkpoint(directory: Path, config: TrainConfig) -> dict[str, Any]:
     if seal != _sealed(data):
         raise HopInterpError(f"{path} is damaged: its digest is not that of what it holds; the run cannot go on from it")
     state: dict[str, Any] = torch_files.unpack(data, path)
+    if not isinstance(state, dict) or not isinstance(settings := state.get("config"), str):
+        raise HopInterpError(f"{path} is damaged: it does not say which run it is of; the run cannot go on from it")
     # one that an earlier version wrote lacks what only this one has
-    kept, now = TrainConfig.from_dict(json.loads(state["config"])).to_dict(), config.to_dict()
+    kept = TrainConfig.from_dict(parse_json(settings.encode("utf-8", "replace"), path)).to_dict()
+    now = config.to_dict()
     if changed := [name for name in now if kept[name] != now[name]]:
         name = changed[0]
         raise HopInterpError(

@@ -78,3 +78,16 @@ def test_what_an_interrupted_replacement_left_comes_back(tmp_path, small_model, 
     assert store.read_card(tmp_path / "c").made == {"how": "new"}  # it is there: nothing takes its place
     assert (tmp_path / f".{'n' * 50}-0123456789ab.old").exists()  # its name may have been longer
     assert store.find(tmp_path / ("n" * 50)).exists()  # asked for by name it comes back
+
+
+def test_a_name_is_that_of_the_directory(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "deep")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path / "deep")
+    assert [places.model_name(path) for path in (".", "../link", tmp_path / "loop", "../gone/m")] == [
+        "deep",
+        "deep",
+        "loop",
+        "m",
+    ]

@@ -71,6 +71,22 @@ def test_bits_of_a_file_to_import():
     assert noticed > 250
 
 
+def test_numbers_to_be_negated_when_read():
+    """torch can save a tensor with a flag that turns every sign: what reads bytes would miss it."""
+    data = samples.torch_saved({"one": torch._neg_view(torch.ones(3))})
+    with pytest.raises(HopInterpError, match="not of plain numbers"):
+        torch_files.unpack(data, Path("x.pt"))
+
+
+@pytest.mark.parametrize("config", ['{"layers": 3, 4}', "\ud800", None, "[]"])
+def test_a_checkpoint_made_by_hand(tmp_path, config):
+    """Its digest is right, and its settings are none."""
+    data = samples.torch_saved({"config": config})
+    (tmp_path / "checkpoint.pt").write_bytes(data + record._sealed(data))
+    with pytest.raises(HopInterpError):
+        record.read_checkpoint(tmp_path, TrainConfig())
+
+
 def test_bits_of_a_checkpoint(tmp_path):
     samples.write(tmp_path, samples.run())
     config = TrainConfig.from_dict(json.loads(samples.run()["config.json"]))
