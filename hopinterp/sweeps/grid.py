@@ -25,6 +25,7 @@ MOST_CELLS = 10_000
 _LARGEST = 2**20  # bytes of a grid's file
 _LONGEST = 120  # characters of a cell's name
 _NAMED_KS = ("granted", "solved", "all")
+_IMPLIED = ("curriculum", "short_until")  # by `samples`, which says more of a cell
 _DEFAULTS = {one.name: one.default for one in fields(TrainConfig)}
 
 
@@ -237,7 +238,7 @@ def _cells(axes: Mapping[str, Sequence[Any]]) -> Iterable[tuple[str, TrainConfig
 def _names(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each cell: of the settings that vary those that it takes to tell all cells apart, "layers=3,seed=1"."""
     groups, kept = [0] * len(found), []
-    for name in found[0]:
+    for name in sorted(found[0], key=lambda setting: setting in _IMPLIED):
         values = [repr(one[name]) for one in found]
         finer = {pair: number for number, pair in enumerate(dict.fromkeys(zip(groups, values, strict=True)))}
         if len(finer) > len(set(groups)):

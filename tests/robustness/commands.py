@@ -367,7 +367,7 @@ def _made_at(path: str, overwrite: bool) -> tuple[str, ...]:
     plain = os.path.normpath(path).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     if plain.startswith("linked/"):
         return ("outside/" + plain.split("/")[1],)
-    there = plain in ("run", "pipe", "closed", "outside", "sparse", "x.pt", "u", "linked", "loop", "m") or plain.startswith(
+    there = plain in ("run", "pipe", "closed", "outside", "sparse", "x.pt", "u", "linked", "m") or plain.startswith(
         "closed/"
     )
     if there and not (plain == "m" and overwrite):

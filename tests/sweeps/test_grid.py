@@ -48,6 +48,8 @@ def test_tables_are_grids_of_their_own_and_a_name_has_what_tells_cells_apart(tin
     assert [cell.config.steps for cell in grid.cells] == [5, 5, 9]
     presets = Grid.of_table({"preset": ["full", "paper"], "layers": 2})
     assert names(presets) == ["preset=full", "preset=paper"]
+    fixed = Grid.of_table({"samples": [0, 1000]})  # which takes the curriculum away too
+    assert names(fixed) == ["samples=0", "samples=1000"]
     assert names(Grid.of_table(tiny())) == ["seed=0"]
 
 
