@@ -24,6 +24,7 @@ from hopinterp.errors import HopInterpError  # noqa: E402
 from hopinterp.models import gpt2  # noqa: E402
 from hopinterp.models.fused import FusedTransformer  # noqa: E402
 from hopinterp.models.spec import ModelSpec  # noqa: E402
+from hopinterp.signals import STOPPING  # noqa: E402
 from hopinterp.task import HopTask  # noqa: E402
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
@@ -32,13 +33,16 @@ torch.set_num_threads(1)  # the models are small: more threads help little, and 
 
 
 @pytest.fixture(autouse=True, scope="session")
-def ctrl_c() -> Iterator[None]:
-    """Tests press Ctrl-C; a suite that a shell starts in the background has SIGINT ignored, and so have its children."""
-    before = signal.getsignal(signal.SIGINT)
-    if before == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_to_stop() -> Iterator[None]:
+    """Tests press Ctrl-C and hang up; a suite that a shell starts in the background has SIGINT ignored, under nohup SIGHUP too,
+    and so have their children."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for number, handler in before.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
