@@ -34,8 +34,8 @@ torch.set_num_threads(1)  # the models are small: more threads help little, and 
 
 @pytest.fixture(autouse=True, scope="session")
 def signals_to_stop() -> Iterator[None]:
-    """Tests press Ctrl-C and hang up; a suite that a shell starts in the background has SIGINT ignored, under nohup SIGHUP too,
-    and so have their children."""
+    """Tests press Ctrl-C and hang up; a suite that a shell starts in the background ignores SIGINT, and under nohup SIGHUP,
+    and so do its children."""
     before = {number: signal.getsignal(number) for number in STOPPING}
     for number, handler in before.items():
         if handler == signal.SIG_IGN:
