@@ -13,7 +13,7 @@ import typer
 
 from hopinterp.cli.shared import Json, Model, Seed, choices, one_of, print_json, show, whole, working
 from hopinterp.errors import HopInterpError
-from hopinterp.models.places import Listing, model_name, search
+from hopinterp.models.places import model_name
 from hopinterp.shown import legible
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def models(
 ) -> None:
     """List the models that can be named: the shipped ones, or those in a directory, training runs included."""
     from hopinterp.models import store
+    from hopinterp.models.places import Listing, search
     from hopinterp.views import tables
 
     if directory is not None and not (directory and os.path.isdir(directory)):

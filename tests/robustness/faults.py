@@ -411,7 +411,10 @@ def _serve() -> None:
 
 
 def _done(status: int, place: Path, peak: int) -> dict[str, Any]:
-    texts = {name: (place / name).read_bytes().decode("utf-8", "backslashreplace") for name in ("out", "err")}
+    there = [name for name in ("out", "err") if (place / name).exists()]  # not yet where a signal came at once
+    texts = {"out": "", "err": ""} | {
+        name: (place / name).read_bytes().decode("utf-8", "backslashreplace") for name in there
+    }
     calls = json.loads((place / "calls").read_text()) if (place / "calls").exists() else []
     return {"status": status, **texts, "calls": calls, "peak": peak}
 
