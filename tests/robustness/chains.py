@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -65,7 +66,10 @@ def chain(made: Server, where: Path, seed: int) -> Chain:
         done = running.wait()
         if done.status == 0:
             break
-        assert done.status in (-9, 129, 130, 143), done
+        early = (
+            done.status == -getattr(signal, name) and not done.out + done.err
+        )  # before the program was there to answer it
+        assert early or done.status in (-9, 129, 130, 143), done
         kills.append(f"{name} {wait * 1000:.0f}")
     time.sleep(1.1 if any(path.name.startswith(".") for path in (where / "r").rglob("*")) else 0)
     final = made.run("train", "--resume", "r", cwd=where)  # which clears what kills left
