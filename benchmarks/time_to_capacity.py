@@ -49,6 +49,7 @@ class Trial:
     Attributes:
         recipe: a preset, and settings that differ: "full lr=0.002".
         seconds: that its training steps took. `reached`: those at which capacity was measured, None before.
+        worst: the largest err_k when it was last measured; None before that.
     """
 
     recipe: str
@@ -57,6 +58,7 @@ class Trial:
     device: str
     seconds: float = 0.0
     reached: float | None = None
+    worst: float | None = None
     run: Run = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,7 +87,8 @@ class Trial:
         if float(self.run.curriculum.errors[self.hops].max()) < NEAR or self.run.step == self.run.config.steps:
             task = self.run.config.task
             found = hi.evaluate(self.run.averaged, task, hops=self.hops, sequences=SEQUENCES[self.layers], seed=2**20)
-            if float(found.error.max()) <= SOLVED:
+            self.worst = float(found.error.max())
+            if self.worst <= SOLVED:
                 self.reached = self.seconds
 
     def _clock(self) -> float:
@@ -101,6 +104,7 @@ class Trial:
         return where | {
             "threads": threads,
             "reached": self.reached,
+            "worst": self.worst,
             "seconds": self.seconds,
             "steps": self.run.step,
             "tokens": self.run.tokens,

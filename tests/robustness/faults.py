@@ -434,7 +434,8 @@ def _child(request: Request, place: Path, known: _Known) -> None:
         os.dup2(null, 0)
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(encoding=request.encoding)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # a command answers Ctrl-C itself: what comes before it is there ends without a word, as SIGTERM then does
+        signal.signal(signal.SIGINT, signal.default_int_handler if request.words[0].startswith(":") else signal.SIG_DFL)
         for name in request.ignored:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         os.chdir(request.cwd)
