@@ -78,7 +78,7 @@ class TrainConfig:
     optimizer: str = _setting(
         "muon", "muon (the blocks' matrices; AdamW at the same rate on the rest) or adamw on everything.", _OPTIMIZER
     )
-    lr: float = _setting(2e-3, "Peak learning rate.", _ABOVE_0)
+    lr: float = _setting(2.5e-3, "Peak learning rate.", _ABOVE_0)
     warmup: int = _setting(100, "Steps of linear warm-up.", _COUNT)
     decay: float = _setting(0.3, "Share of the run, at its end, over which the rate falls linearly to 0.", _SHARE)
     weight_decay: float = _setting(0.01, "AdamW's and Muon's decay of the matrices.", _FINITE)
@@ -90,7 +90,7 @@ class TrainConfig:
     )
     curriculum: bool = _setting(True, "Add k one at a time and ask hard k more often; otherwise k is uniform throughout.")
     focus: float = _setting(
-        4.0,
+        2.0,
         "How much the curriculum holds back a k while a smaller one is wrong: by e^(−focus × the largest error of these).",
         _FINITE,
     )
@@ -225,7 +225,7 @@ class Preset(NamedTuple):
 
 
 _PLAIN: dict[str, Any] = {"short_until": (0.0, 0.0), "bf16": False}
-_QUICK = {"layers": 3, "d_model": 64, "letters": 30, "max_hops": 3, "steps": 1500, "batch": 32}
+_QUICK = {"layers": 3, "d_model": 64, "letters": 30, "max_hops": 3, "steps": 1500, "batch": 32, "lr": 2e-3, "focus": 4.0}
 _PAPER = {"act_fn": "gelu_new", "unembed": "identity", "steps": 100_000, "batch": 32, "optimizer": "adamw", "lr": 1e-4}
 _PAPER |= {"warmup": 1000, "decay": 0.99, "beta2": 0.999, "clip": 0.0, "dropout": 0.1, "average": 0.0, "curriculum": False}
 _FIRST = {

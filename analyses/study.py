@@ -1,0 +1,128 @@
+"""What the models of the study came to, from its sweep's directory into small files that notebook 10 reads.
+
+    hopinterp sweep analyses/study.toml --out RUNS --workers 2 --threads 1
+    python analyses/study.py RUNS
+
+`data/study.nc` is the sweep's Dataset; `data/study_programs.jsonl` has a line for each model, with every k that it solves:
+where each head looks, which jumps add up to k, how many hops each block makes known. `data/study_series.jsonl` has the same
+for the models on the way of the seeds that --series names, at full length, and the errors of all k. `data/study_heads.nc`
+says for every model, also one that solves little, how much of each head's attention follows each find^j at k = 3 (`align`).
+What stands in the files is not measured again, so that a run that was stopped goes on, and a study can grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import hopinterp as hi
+from hopinterp.files import write_file
+from hopinterp.shown import finite
+
+DATA = Path(__file__).parent / "data"
+ATTENDED = 3
+"""k at which heads are read: the paper's hop_3."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, help="the sweep's directory")
+    parser.add_argument("--series", type=int, nargs="*", default=[0, 1], help="seeds whose models on the way are decompiled")
+    parser.add_argument("--data", type=Path, default=DATA, help="directory of what is written")
+    given = parser.parse_args()
+    found = hi.sweep_results(given.runs)
+    write_file(given.data / "study.nc", bytes(found.to_netcdf(encoding=_packed(found))))
+    done = found.cell.values[(found.status == "done").values].tolist()
+    print(f"{len(done)} of {found.sizes['cell']} models are done")
+    _grow(given.data / "study_programs.jsonl", [(cell,) for cell in done], lambda cell: programs(given.runs / cell))
+    seeds = [cell for cell in done if int(found.seed.sel(cell=cell)) in given.series]
+    steps = [(cell, path.name) for cell in seeds for path in sorted((given.runs / cell / "series").glob("[0-9]*"))]
+    _grow(given.data / "study_series.jsonl", steps, lambda cell, step: on_the_way(given.runs / cell / "series" / step))
+    heads(given.runs, done, given.data / "study_heads.nc")
+
+
+def _packed(found: xr.Dataset) -> dict[Any, Any]:
+    """Numbers to seven digits, which is more than they mean, and compressed."""
+    return {name: {"dtype": "float32", "zlib": True} for name, one in found.items() if one.dtype == np.float64}
+
+
+def _grow(out: Path, wanted: list[tuple[str, ...]], measure: Any) -> None:
+    """A line of JSON for each of what is wanted that has none yet."""
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
+    there = {tuple(line["of"]) for line in lines}
+    with out.open("a", encoding="utf-8") as file:
+        for one in wanted:
+            if one not in there:
+                print(json.dumps({"of": one, **finite(measure(*one))}), file=file, flush=True)
+                print(*one, flush=True)
+
+
+def programs(run: Path) -> dict[str, Any]:
+    """The programs that the sweep found in a model, at every k, and its verdicts' reasons."""
+    found: dict[int, hi.Decompiled] = {}
+    verdicts: dict[str, Any] = {}
+    if (run / "programs").is_dir():
+        read = hi.load_decompiled(run / "programs")
+        found |= {read.hops: read} if isinstance(read, hi.Decompiled) else dict(read.by_hops)
+    if (run / "verdicts").is_dir():
+        verdict = hi.load_verdict(run / "verdicts")
+        verdicts = {"hops": verdict.hops, "verdict": verdict.verdict, "form": verdict.form, "reasons": verdict.reasons}
+        if verdict.program is not None:
+            found[verdict.hops] = verdict.program
+    return {"programs": {k: program(one) for k, one in sorted(found.items())}, "verdict": verdicts}
+
+
+def program(found: hi.Decompiled) -> dict[str, Any]:
+    """What is compared between models. `heads`: each head's rule, its parts as (kind, hop, share)."""
+    return {
+        "derivations": found.derivations,
+        "reach": found.reach,
+        "implied": found.queries.implied,
+        "nodes": len(found.tree.nodes),
+        "explained": found.explained,
+        "missed": found.missed_briefly,
+        "error": found.error,
+        "tree": found.tree.error,
+        "without": found.tree.without,
+        "heads": [
+            [[(part.kind, part.hop, round(part.share, 3)) for part in route.parts] for route in block]
+            for block in found.routes
+        ],
+    }
+
+
+def on_the_way(model: Path) -> dict[str, Any]:
+    """The programs of a model that is not yet trained to the end, at every k that it solves; and all its errors."""
+    network, task = hi.load_fused(model)
+    errors = hi.evaluate(network, task, sequences=200)
+    solved = errors.hops.values[errors.solved.values & (errors.hops.values <= 2**network.spec.n_layers)].tolist()
+    found = {k: hi.decompile(network, task, k, sequences=100, every_way=True) for k in solved}
+    return {"programs": {k: program(one) for k, one in found.items()}, "errors": errors.error.values.tolist()}
+
+
+def heads(runs: Path, cells: list[str], out: Path) -> None:
+    """How much of each head's attention follows each find^j, of all models."""
+    kept = xr.load_dataset(out) if out.exists() else None
+    known = [] if kept is None else kept.cell.values.tolist()
+    new = list(_attended(runs, [cell for cell in cells if cell not in known]))
+    if new:
+        parts = [*([] if kept is None else [kept]), *new]
+        together = xr.concat(parts, "cell", join="outer", combine_attrs="override")
+        write_file(out, bytes(together.to_netcdf(encoding=_packed(together))))
+
+
+def _attended(runs: Path, cells: list[str]) -> Iterator[xr.Dataset]:
+    for cell in cells:
+        network, task = hi.load_fused(runs / cell / "model")
+        found = hi.align(network, task, ATTENDED, sequences=100)
+        yield found.expand_dims(cell=[cell])
+
+
+if __name__ == "__main__":
+    main()
