@@ -1,7 +1,8 @@
-"""Which kinds of devices this machine has."""
+"""Which kinds of devices this machine has, and how many processor cores."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 
@@ -15,3 +16,13 @@ def devices() -> Mapping[str, bool]:
 def best_device() -> str:
     """The fastest kind that is here."""
     return next(kind for kind, here in devices().items() if here)
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def most_threads() -> int:
+    """More threads than this are refused: thousands end a process without a word."""
+    return max(64, 4 * cores())

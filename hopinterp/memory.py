@@ -62,11 +62,12 @@ def require_memory(what: str, wanted: int) -> None:
         wanted: bytes.
     """
     if wanted > memory():
-        raise HopInterpError(f"{what} need about {_size(wanted)} of memory; there are {_size(memory())}")
+        raise HopInterpError(f"{what} need about {bytes_in_words(wanted)} of memory; there are {bytes_in_words(memory())}")
 
 
-def _size(number: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB", "TB", "PB"):
+def bytes_in_words(number: float) -> str:
+    """A size as people say it: "12 MB", to three digits."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
         number /= 1000

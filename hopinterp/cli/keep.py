@@ -19,6 +19,7 @@ from hopinterp import cache as results
 from hopinterp.cli.shared import Json, print_json, show
 from hopinterp.errors import HopInterpError
 from hopinterp.files import check_file_target, write_directory, write_file
+from hopinterp.memory import bytes_in_words
 from hopinterp.shown import legible
 
 if TYPE_CHECKING:
@@ -170,9 +171,10 @@ def _list(context: typer.Context, as_json: Json = False) -> None:
     for entry in entries:
         row = _row(entry)
         ages = (_age(now - then) if then is not None else "?" for then in (entry.written, entry.used))
-        table.add_row(*(legible(str(row[name])) for name in ("what", "model", "k")), _size(entry.size), *ages)
+        table.add_row(*(legible(str(row[name])) for name in ("what", "model", "k")), bytes_in_words(entry.size), *ages)
     total = sum(entry.size for entry in entries)
-    lines = f"{len(entries)} result(s), {_size(total)} of at most {_size(results.MOST)}, in {legible(str(where))}."
+    used = f"{bytes_in_words(total)} of at most {bytes_in_words(results.MOST)}"
+    lines = f"{len(entries)} result(s), {used}, in {legible(str(where))}."
     show(table if entries else None, lines)
 
 
@@ -188,7 +190,7 @@ def _clear(as_json: Json = False) -> None:
             None,
             "The cache is off."
             if where is None
-            else f"Removed {count} result(s), {_size(size)}, from {legible(str(where))}.",
+            else f"Removed {count} result(s), {bytes_in_words(size)}, from {legible(str(where))}.",
         )
 
 
@@ -209,15 +211,6 @@ def _row(entry: results.Entry) -> dict[str, Any]:
         "used": entry.used,
         "version": str((key.get("versions") or {}).get("hopinterp", "")) if isinstance(key.get("versions"), dict) else "",
     }
-
-
-def _size(count: float) -> str:
-    """Bytes in words: "12 kB"."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def _age(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import typer
 
 from hopinterp import signals
 from hopinterp.cli.shared import Number, Whole, choices, find_device, show, whole, working
+from hopinterp.devices import most_threads
 from hopinterp.errors import HopInterpError
 from hopinterp.shown import legible
 from hopinterp.training.config import PRESETS, TrainConfig
@@ -71,7 +71,7 @@ def train(
     else:
         raise HopInterpError("train needs --out for a new run, or --resume for one to go on with")
     if threads is not None:
-        most = max(64, 4 * (os.cpu_count() or 1))
+        most = most_threads()
         if not 1 <= threads <= most:
             raise HopInterpError(f"--threads is {threads}; this machine takes 1 to {most}")
         torch.set_num_threads(threads)

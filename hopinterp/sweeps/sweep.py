@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from hopinterp.devices import cores, most_threads
 from hopinterp.errors import HopInterpError
 from hopinterp.files import clear_leftovers, write_file
 from hopinterp.progress import Progress, Report
@@ -97,8 +98,7 @@ def _grid(given: Grid | Mapping[str, Any] | str | Path) -> Grid:
 
 def _shares(engine: str, cells: int, workers: int | None, threads: int | None) -> tuple[int, int]:
     """How many cells at a time, and how many threads each has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = max(64, 4 * cores)
+    most, here = most_threads(), cores()
     if workers is not None:
         whole("workers", workers, 1, most if engine != "slurm" else 10**6)
     if threads is not None:
@@ -106,9 +106,9 @@ def _shares(engine: str, cells: int, workers: int | None, threads: int | None) -
     if engine == "slurm":
         return workers or cells, threads or 1
     if engine == "debug":
-        return 1, threads or cores
-    count = workers or max(1, min(cells, cores // (threads or 1)))
-    return count, threads or max(1, cores // count)
+        return 1, threads or here
+    count = workers or max(1, min(cells, here // (threads or 1)))
+    return count, threads or max(1, here // count)
 
 
 def _gpus(engine: str, device: str) -> list[int]:

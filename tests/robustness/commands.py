@@ -372,7 +372,9 @@ def _made_at(path: str, overwrite: bool) -> tuple[str, ...]:
     )
     if there and not (plain == "m" and overwrite):
         return (plain,) if plain.startswith("closed/") else ()
-    return (plain.split("/")[0],) if plain.split("/")[0] not in ("m", "run", "..") else ("m",) if plain == "m" else ()
+    if plain.split("/")[0] in ("m", "run", ".."):
+        return ("m",) if plain == "m" else ()
+    return (plain.split("/")[0], path.split("/")[0])  # "new/../x" is made as mkdir -p makes it, "new" too
 
 
 def _names(rng: random.Random) -> Case:

@@ -83,7 +83,7 @@ def test_what_is_done_is_not_done_again_and_a_grid_may_grow(whole, tiny):
     assert hi.sweep(None, where, engine="debug", threads=1).drop_vars(TIMES).equals(found.drop_vars(TIMES))
     assert stamps(where) == before
     # the setting that varies now too gives the cells other names; their runs are found by what they are
-    more = swept(tiny(layers=[1, 2], seed="0-1", lr=[0.002, 0.01]), where)
+    more = swept(tiny(layers=[1, 2], seed="0-1", lr=[hi.TrainConfig().lr, 0.01]), where)
     assert more.sizes["cell"] == 8
     assert {name: stamp for name, stamp in stamps(where).items() if name in before} == before
     assert more.sel(cell=found.cell).error.equals(found.error.sel(hops=[1, 2])) or np.array_equal(
