@@ -1,7 +1,7 @@
 """How long recipes train until a model has its depth's capacity: err_k ≤ 1% for every k < 2^(L − 1), Theorem 4.2's bound.
 
     python benchmarks/time_to_capacity.py [--layers 3 4 5] [--seeds 3] [--recipes first full] [--out times.jsonl]
-    python benchmarks/time_to_capacity.py --layers 3 --recipes full "full lr=0.002" "full average=0"    single effects
+    python benchmarks/time_to_capacity.py --layers 3 --recipes full "full lr=0.002" "full +polar"    single effects
 
 Recipes of one depth and seed run in turn, 100 steps each, A B C A B C …, so that a machine whose speed drifts is as fast for
 each. Only training is timed: CPU seconds of this process on a CPU, seconds on another device. Every 100 steps the model is
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from variants import vary
 
 import hopinterp as hi
 from hopinterp.evidence.reading.behaviour import SOLVED
@@ -47,7 +48,7 @@ class Trial:
     """One recipe at one depth and seed, as far as it was run.
 
     Attributes:
-        recipe: a preset, and settings that differ: "full lr=0.002".
+        recipe: a preset, settings that differ, and variants (see variants.py): "full lr=0.002 +polar".
         seconds: that its training steps took. `reached`: those at which capacity was measured, None before.
         worst: the largest err_k when it was last measured; None before that.
     """
@@ -62,11 +63,14 @@ class Trial:
     run: Run = field(init=False)
 
     def __post_init__(self) -> None:
-        preset, *changes = self.recipe.split()
+        preset, *words = self.recipe.split()
+        changes, variants = [[word for word in words if word.startswith("+") is so] for so in (False, True)]
         settings: dict[str, Any] = {"steps": shipped_steps(self.layers)} if preset == "first" else {}
         settings |= {name: json.loads(value) for name, value in (change.split("=") for change in changes)}
         config = hi.TrainConfig.preset(preset, layers=self.layers, seed=self.seed, **settings)
         self.run = Run(config, self.device)
+        for variant in variants:
+            vary(self.run, variant)
 
     @property
     def hops(self) -> list[int]:

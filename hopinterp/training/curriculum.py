@@ -12,7 +12,6 @@ from torch import Tensor
 from hopinterp.task import Batch, HopTask
 from hopinterp.training.config import TrainConfig
 
-_GROW_UNDER = 0.2  # running error of the hardest k asked at which the next one is added
 _MEMORY = 0.9  # of the running errors, for each sequence that asks that k
 _FLOOR = 0.02  # weight of a k that is never wrong
 _UNIFORM = 0.1  # share of draws from the task's own distribution, at first
@@ -31,11 +30,13 @@ class Curriculum:
     Attributes:
         largest: K.
         errors: [k], running error of each k, from training batches, each of which is seen only once.
+        grows_under: the running error of K under which K grows.
     """
 
     config: TrainConfig
     largest: int = 1
     errors: Float[Tensor, " k"] = field(default_factory=lambda: torch.ones(0))
+    grows_under: float = 0.2
 
     def __post_init__(self) -> None:
         if not len(self.errors):
@@ -85,7 +86,7 @@ class Curriculum:
         letters = self._letters(step / self.config.steps)
         # a link leads back |Σ| − 1 letters on average: in short sequences long chains are rare
         room = letters == self.config.letters or letters > (self.config.alphabet - 1) * (self.largest + 2)
-        if room and self.largest < self.config.max_hops and self.errors[self.largest] < _GROW_UNDER:
+        if room and self.largest < self.config.max_hops and self.errors[self.largest] < self.grows_under:
             self.largest += 1
 
     def state(self) -> dict[str, Any]:
