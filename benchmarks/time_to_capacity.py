@@ -156,12 +156,16 @@ def table(records: Sequence[dict[str, Any]], recipes: Sequence[str]) -> Any:
 def main() -> None:
     """Run what is not there yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, nargs="+", default=[3, 4, 5], choices=SEQUENCES)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--recipes", nargs="+", default=["first", "full"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("times.jsonl"))
+    parser.add_argument(
+        "--layers", type=int, nargs="+", default=[3, 4, 5], choices=SEQUENCES, help="depths (default: 3 4 5)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (default: 3)")
+    parser.add_argument("--recipes", nargs="+", default=["first", "full"], help="a preset and changes (default: first full)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads (default: 1)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("times.jsonl"), help="results kept and found (default: times.jsonl)"
+    )
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
     keep_memory()  # for every recipe alike: the process has one allocator

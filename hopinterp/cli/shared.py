@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopinterp.devices import best_device, devices
+from hopinterp.devices import find_device
 from hopinterp.errors import HopInterpError
 from hopinterp.models.places import model_name
 from hopinterp.shown import finite, legible
@@ -155,18 +155,6 @@ def one_of(option: str, text: str, allowed: Iterable[str]) -> Any:
     if text not in names:
         raise HopInterpError(f"{option} is {text!r}; it is one of {', '.join(names)}")
     return text
-
-
-def find_device(name: str) -> str:
-    """What `--device` names, with auto resolved. Raises HopInterpError where this machine has none."""
-    if name == "auto":
-        return best_device()
-    found = devices()
-    if name not in found:
-        raise HopInterpError(f"--device is {name!r}; it is auto, cpu, cuda or mps")
-    if not found[name]:
-        raise HopInterpError(f"--device is {name}; this machine has none")
-    return name
 
 
 def open_model(model: str, device: str, plot: Path | None = None) -> tuple[Subject, HopTask]:

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hopinterp import signals
-from hopinterp.cli.keep import Csv, NoCache
+from hopinterp.cli.keep import NoCache
 from hopinterp.cli.shared import (
     Dpi,
     Json,
     Plot,
     choices,
     command_line,
-    find_device,
     print_json,
     show,
     whole,
     working,
 )
+from hopinterp.devices import find_device
 from hopinterp.errors import HopInterpError
 from hopinterp.files import check_file_target, write_file
 from hopinterp.shown import legible
@@ -100,7 +100,7 @@ def sweep(
             help="KEY=VALUE for sbatch, once for each: partition=cpu, time=4:00:00 (default: a day).", metavar="KEY=VALUE"
         ),
     ] = None,
-    csv: Csv = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write a table into this file (.csv), a row a model and k.")] = None,
     no_cache: NoCache = False,
     plot: Plot = None,
     dpi: Dpi = 150,

@@ -13,8 +13,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from hopinterp import signals
-from hopinterp.cli.shared import Number, Whole, choices, find_device, show, whole, working
-from hopinterp.devices import most_threads
+from hopinterp.cli.shared import Number, Whole, choices, show, whole, working
+from hopinterp.devices import find_device, most_threads
 from hopinterp.errors import HopInterpError
 from hopinterp.shown import legible
 from hopinterp.training.config import PRESETS, TrainConfig

@@ -63,10 +63,12 @@ class Home:
             return False
 
     def check(self, cell: Cell) -> None:
-        """Raise HopInterpError where a run is there that has other settings than the cell; what only records may differ."""
-        if not self.started():
+        """Raise HopInterpError where a run is there that has other settings than the cell; what only records may differ. One
+        that cannot be read is for its job to tell of."""
+        try:
+            there, wanted = read_config(self.run).deciding(), cell.config.deciding()
+        except HopInterpError:
             return
-        there, wanted = read_config(self.run).deciding(), cell.config.deciding()
         for name, value in wanted.items():
             if there[name] != value:
                 raise HopInterpError(

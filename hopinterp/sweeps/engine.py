@@ -80,6 +80,11 @@ class Engine:
             raise HopInterpError(f"--slurm is for --engine slurm; this is {self.name}")
         _quiet()
 
+    @property
+    def has_started(self) -> bool:
+        """Whether any job was."""
+        return self._started > 0
+
     def start(self, work: Work) -> Job:
         """Start a job in its folder, and keep there how it is found again.
 

@@ -25,7 +25,8 @@ MOST_CELLS = 10_000
 _LARGEST = 2**20  # bytes of a grid's file
 _LONGEST = 120  # characters of a cell's name
 _NAMED_KS = ("granted", "solved", "all")
-_IMPLIED = ("curriculum", "short_until")  # by `samples`, which says more of a cell
+IMPLIED = ("curriculum", "short_until")
+"""Settings that `samples`, which says more of a cell, takes away."""
 _DEFAULTS = {one.name: one.default for one in fields(TrainConfig)}
 
 
@@ -154,16 +155,19 @@ class Grid:
     def of(cls, found: Sequence[tuple[str, TrainConfig]], after: After) -> Grid:
         """From (preset, settings), which name the cells. Raises HopInterpError where two are the same."""
         names = _names([{"preset": preset, **config.to_dict()} for preset, config in found])
-        first: dict[TrainConfig, str] = {}
+        first: dict[tuple[tuple[str, Any], ...], str] = {}
         for name, (_, config) in zip(names, found, strict=True):
-            if config in first:
-                same = f"{first[config]} and {name}" if name != first[config] else f"two called {name}"
-                raise HopInterpError(f"two cells are the same: {same}")
-            first[config] = name
+            if (model := tuple(config.deciding().items())) in first:
+                same = f"{first[model]} and {name}" if name != first[model] else f"two called {name}"
+                raise HopInterpError(f"two cells are the same, but for what is recorded of them: {same}")
+            first[model] = name
         cells = tuple(Cell(name, preset, config) for name, (preset, config) in zip(names, found, strict=True))
         for cell in cells:
             if after.verify and cell.config.alphabet < 3:
                 raise HopInterpError(f"cell {cell.name}: alphabet is {cell.config.alphabet}; verify needs 3 letters")
+            for what, asked in (("verify", after.verify), ("decompile", after.decompile)):
+                if spans(asked) and not after.at(asked, [], 0, cell.config.max_hops):
+                    raise HopInterpError(f"cell {cell.name}: {what} is {asked:.40}; its k go up to {cell.config.max_hops}")
         return cls(cells, after)
 
     def to_json(self) -> dict[str, Any]:
@@ -238,7 +242,7 @@ def _cells(axes: Mapping[str, Sequence[Any]]) -> Iterable[tuple[str, TrainConfig
 def _names(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each cell: of the settings that vary those that it takes to tell all cells apart, "layers=3,seed=1"."""
     groups, kept = [0] * len(found), []
-    for name in sorted(found[0], key=lambda setting: setting in _IMPLIED):
+    for name in sorted(found[0], key=lambda setting: setting in IMPLIED):
         values = [repr(one[name]) for one in found]
         finer = {pair: number for number, pair in enumerate(dict.fromkeys(zip(groups, values, strict=True)))}
         if len(finer) > len(set(groups)):

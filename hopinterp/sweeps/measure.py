@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from hopinterp.decompile.decompilation import Decompilation
+from hopinterp.decompile.decompilation import Decompilation, unsolved
 from hopinterp.decompile.decompiled import decompile
 from hopinterp.decompile.records import Decompiled
 from hopinterp.errors import HopInterpError
@@ -46,8 +46,9 @@ def measure(run: Path, after: After, device: str, report: Report | None) -> None
     decompiled = after.at(after.decompile, solved, card.granted, task.max_hops)
     verdicts, unmeasured = _verdicts(subject, task, verified, run / VERDICTS, report)
     programs = {k: one.program for k, one in verdicts.items() if one.program is not None}
-    programs |= _programs(subject, task, [k for k in decompiled if k not in verified], run / PROGRAMS, report)
-    found = _dataset(errors, card.spec.n_layers, verdicts, programs, unmeasured).assign_attrs(
+    others, unfound = _programs(subject, task, [k for k in decompiled if k not in verified], run / PROGRAMS, report)
+    missing = {"no_verdict": unmeasured, "no_program": unfound}
+    found = _dataset(errors, card.spec.n_layers, verdicts, programs | others, missing).assign_attrs(
         threads=int(card.made["threads"]), device=str(card.made["device"]), seconds=float(card.made["seconds"]),
         tokens=float(card.made["tokens"]),
     )  # fmt: skip
@@ -72,18 +73,22 @@ def _verdicts(
     return dict(found.verdicts), dict(found.unmeasured)
 
 
-def _programs(subject: Subject, task: HopTask, ks: list[int], target: Path, report: Report | None) -> dict[int, Decompiled]:
-    """The program at each k that the model solves."""
+def _programs(
+    subject: Subject, task: HopTask, ks: list[int], target: Path, report: Report | None
+) -> tuple[dict[int, Decompiled], dict[int, str]]:
+    """The program at each k that the model solves; and why there is none at the others."""
     if not ks:
-        return {}
+        return {}, {}
     found: Decompiled | Decompilation
     try:
         settings: dict[str, Any] = {"every_way": True, "report": report}
         found = decompile(subject, task, ks[0] if len(ks) == 1 else ks, **settings)
-    except HopInterpError:  # it does not solve the only one
-        return {}
+    except HopInterpError as error:  # it does not solve the only one, say
+        return {}, dict.fromkeys(ks, str(error))
     write_directory(target, found.files(), overwrite=True)
-    return {found.hops: found} if isinstance(found, Decompiled) else dict(found.by_hops)
+    if isinstance(found, Decompiled):
+        return {found.hops: found}, {}
+    return dict(found.by_hops), {k: unsolved(found.name, k, error) for k, error in found.unsolved.items()}
 
 
 def _dataset(
@@ -91,9 +96,9 @@ def _dataset(
     n_layers: int,
     verdicts: Mapping[int, Verdict],
     programs: Mapping[int, Decompiled],
-    unmeasured: Mapping[int, str],
+    missing: Mapping[str, Mapping[int, str]],
 ) -> xr.Dataset:
-    """What `evaluate` found, and beside it what verdicts and programs say, by k."""
+    """What `evaluate` found, and beside it what verdicts and programs say, by k; and why there are none (`missing`)."""
     ks = errors.hops.values.tolist()
     reach = np.full((len(ks), n_layers), np.nan)
     for row, k in enumerate(ks):
@@ -105,9 +110,9 @@ def _dataset(
         "verdict": [verdicts[k].verdict if k in verdicts else "" for k in ks],
         "form": [(verdicts[k].form or "") if k in verdicts else "" for k in ks],
         "pace": [(verdicts[k].pace or "") if k in verdicts else "" for k in ks],
-        "no_verdict": [unmeasured.get(k, "") for k in ks],
         "derivations": [programs[k].sums if k in programs else "" for k in ks],
     }
+    words |= {name: [why.get(k, "") for k in ks] for name, why in missing.items()}
     found = errors.assign({name: ("hops", np.array(values, dtype=str)) for name, values in words.items()})
     explained = np.array([k in programs and programs[k].explained for k in ks], dtype=bool)
     return found.assign(explained=("hops", explained), reach=(("hops", "layer"), reach)).assign_coords(layer=range(n_layers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hopinterp.models.places import MODEL
 from hopinterp.sweeps.cells import MEASURED, RESULTS, Home, failed
 from hopinterp.sweeps.grid import After, Cell
 from hopinterp.sweeps.kept import kept_grid, kept_homes
+from hopinterp.training.config import TrainConfig
 
 FILE = RESULTS
 LONG_NAMES: dict[str, str] = {
@@ -25,6 +26,7 @@ LONG_NAMES: dict[str, str] = {
     "status": "done, failed, trained (not yet measured), training (begun), or waiting",
     "failure": "why the cell failed",
     "no_verdict": "why there is no verdict at a k where one was asked for",
+    "no_program": "why there is no program at a k where one was asked for",
     "verdict": "the law that the model follows; empty where that was not asked for",
     "form": "lookup or successor, where the evidence tells them apart",
     "pace": "of doubling: full, or slack where depth is to spare",
@@ -40,16 +42,29 @@ LONG_NAMES: dict[str, str] = {
 }
 """What each variable of a sweep's results is that other results do not have."""
 _BY_CELL = ("seconds", "tokens", "threads", "device")  # what a cell's own Dataset has in its attrs
+_ALWAYS: dict[str, np.dtype] = {name: np.dtype(float) for name in ("error", "low", "high", "reach")}
+_ALWAYS |= {name: np.dtype(bool) for name in ("solved", "explained")}
+_ALWAYS |= {name: np.dtype(str) for name in ("verdict", "form", "pace", "derivations", "no_verdict", "no_program")}
+"""Variables that are there before any cell is done, with their dtypes."""
 _FIRST = ("status", "error", "low", "high", "solved", "verdict", "form", "pace", "reach", "explained", "derivations")
+_NO_RUN: dict[str, Any] = {"seconds": np.nan, "tokens": np.nan, "threads": 0, "device": ""}
 _EMPTY: dict[str, Any] = {"U": "", "O": "", "b": False, "f": np.nan, "i": 0, "u": 0}
 
 
 def collect(cells: Sequence[Cell], homes: Sequence[Home], after: After, failures: Mapping[str, str]) -> xr.Dataset:
     """What the cells of a sweep have come to so far; see `hopinterp.sweep_results`."""
-    found = {home.name: read_measured(home) for home in homes if home.done(after)}
-    together = _together([home.name for home in homes], [cell.config.max_hops for cell in cells], found)
+    found: dict[str, xr.Dataset] = {}
+    rows, failures = [], dict(failures)
+    for home in homes:
+        try:
+            measured = read_measured(home) if home.done(after) else None
+            rows.append(_run(home, measured))
+            found |= {home.name: measured} if measured is not None else {}
+        except HopInterpError as error:  # what is damaged takes nothing from the others
+            failures[home.name] = str(error)
+            rows.append(_NO_RUN)
+    together = _together([home.name for home in homes], [cell.config for cell in cells], found)
     status = [_status(home, home.name in found, failures) for home in homes]
-    rows = [_run(home, found.get(home.name)) for home in homes]
     together["status"] = "cell", np.array(status, dtype=str)
     together["failure"] = "cell", np.array([failures.get(home.name, "") for home in homes], dtype=str)
     used = zip(*(home.cpu_seconds() for home in homes), strict=True)
@@ -80,19 +95,20 @@ def last_failures(homes: Sequence[Home], after: After) -> dict[str, str]:
     return {name: why for name, why in told.items() if why}
 
 
-def _together(names: list[str], most: list[int], found: Mapping[str, xr.Dataset]) -> xr.Dataset:
+def _together(names: list[str], configs: list[TrainConfig], found: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """The cells' Datasets along the dim `cell`, every k and every block that any has; nothing where one has nothing."""
-    ks = list(range(1, max(most) + 1))
-    layers = list(range(max((one.sizes["layer"] for one in found.values()), default=0)))
+    ks = list(range(1, max(one.max_hops for one in configs) + 1))
+    layers = list(range(max(one.layers for one in configs)))
     coords: dict[str, Any] = {"cell": np.array(names, dtype=str), "hops": ks, "layer": layers}
     sizes = {"hops": len(ks), "layer": len(layers)}
-    kinds = {name: one[name].dims for one in found.values() for name in one.data_vars}
+    kinds: dict[Hashable, tuple[Hashable, ...]] = {name: ("hops", "layer")[: 1 + (name == "reach")] for name in _ALWAYS}
+    kinds |= {name: one[name].dims for one in found.values() for name in one.data_vars}
     variables = {}
     for name, dims in kinds.items():
         parts = [
             found[cell][name].transpose(*dims).values if cell in found and name in found[cell] else None for cell in names
         ]
-        dtype = np.result_type(*(part.dtype for part in parts if part is not None))
+        dtype = np.result_type(*(part.dtype for part in parts if part is not None)) if found else _ALWAYS[str(name)]
         if dtype.kind == "O":
             dtype = np.dtype(str)
         shape = (len(names), *(sizes[str(dim)] for dim in dims))
@@ -119,7 +135,7 @@ def _run(home: Home, measured: xr.Dataset | None) -> dict[str, Any]:
     if home.trained():
         made = read_card(home.run / MODEL).made
         return {name: made[name] for name in _BY_CELL}
-    return {"seconds": np.nan, "tokens": np.nan, "threads": 0, "device": ""}
+    return _NO_RUN
 
 
 def _with_settings(together: xr.Dataset, cells: Sequence[Cell]) -> xr.Dataset:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from hopinterp.devices import cores, most_threads
+from hopinterp.devices import cores, find_device, most_threads
 from hopinterp.errors import HopInterpError
 from hopinterp.files import clear_leftovers, write_file
 from hopinterp.progress import Progress, Report
-from hopinterp.sweeps.cells import Beat, Home, failed, last_words
+from hopinterp.sweeps.cells import JOBS, Beat, Home, failed, last_words, say_failed
 from hopinterp.sweeps.engine import Engine
 from hopinterp.sweeps.grid import Cell, Grid
 from hopinterp.sweeps.kept import alone, find_homes, keep_grid, kept_grid
@@ -37,7 +38,7 @@ def sweep(
     engine: str = "local",
     workers: int | None = None,
     threads: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     retries: int = 2,
     slurm: Mapping[str, str] | None = None,
     use_cache: bool = True,
@@ -55,7 +56,7 @@ def sweep(
         workers: cells at a time; by default one a core, and on a cluster all of them.
         threads: of each; by default as many as the machine has cores for them, and on a cluster one. Sums, and so a model's
             bits, depend on it; on the number of workers nothing does where it is given.
-        device: of runs that begin: cpu, cuda, mps, or auto.
+        device: of runs that begin: cpu, cuda, mps, or auto, the best that there is.
         retries: how often a cell whose process was killed is started again.
         slurm: what `sbatch` is given: partition, time, account, …
         use_cache: whether evidence is looked up in the cache.
@@ -73,6 +74,8 @@ def sweep(
     if found is None:
         kept_grid(directory)  # asked before anything is made
     whole("retries", retries, 0, 1000)
+    if engine != "slurm":  # a node may have another
+        find_device(device)
     if "%" in str(directory.absolute()):
         raise HopInterpError(f"{directory}: submitit takes no % in a directory's name")
     with alone(directory):
@@ -163,6 +166,7 @@ class _Sweep:
     def run(self) -> None:
         """Bring every cell to its end. Where this process is told to stop, so are its jobs, and they are waited for."""
         self._adopt()
+        self._end_others()
         try:
             while self.waiting or self.running:
                 for name in [name for name, one in self.running.items() if self._ended(one)]:
@@ -189,10 +193,41 @@ class _Sweep:
                 self.waiting.remove(name)
                 self.running[name] = _Job(home, job, folder)
 
+    def _end_others(self) -> None:
+        """Tell what an earlier sweep left running, at cells that this one has not, to stop; their runs can go on later."""
+        directory = self.homes[0].sweep
+        others = sorted(os.listdir(directory / JOBS)) if (directory / JOBS).is_dir() else []
+        for home in (Home(directory, name) for name in others if name not in self.home):
+            job = self.engine.found(home.last_job())
+            if home.held() or (job is not None and not self.engine.ended(job)):
+                self.engine.tell(home, job)
+
     def _start(self, name: str) -> None:
-        home, cell = self.home[name], self.cells[name]
-        folder = home.new_job()
+        """Start a cell's job. Raises HopInterpError where none could ever be started: then none can."""
+        try:
+            folder = self.home[name].new_job()
+        except HopInterpError as error:
+            self.failures[name] = str(error)
+            return
         self.tries[name] = self.tries.get(name, 0) + 1
+        try:
+            self._submit(name, folder)
+        except HopInterpError as error:
+            if not self.engine.has_started:
+                raise
+            if self.tries[name] <= self.retries:
+                self.waiting.append(name)
+            else:
+                self._fail(name, folder, str(error))
+
+    def _fail(self, name: str, folder: Path, why: str) -> None:
+        """Mark a cell as failed, here and in its last job's folder."""
+        self.failures[name] = why
+        with suppress(HopInterpError):  # a full disk, which is why it failed
+            say_failed(folder, why)
+
+    def _submit(self, name: str, folder: Path) -> None:
+        home, cell = self.home[name], self.cells[name]
         work = Work(
             home, folder, cell.config.to_dict(), self.grid.after, self.engine.threads, self.device, self.use_cache,
             own_process=self.engine.name != "debug",
@@ -213,7 +248,9 @@ class _Sweep:
             self.waiting.insert(0, name)
         else:
             said = f" ({words})" if (words := last_words(one.folder)) else ""
-            self.failures[name] = f"its process ended {self.tries[name]} times with nothing done{said}; see {one.folder}"
+            often = f"{self.tries[name]} times" if self.tries[name] > 1 else "once"
+            assert one.folder is not None  # it was started here
+            self._fail(name, one.folder, f"its process ended {often} with nothing done{said}; see {one.folder}")
 
     def _stop(self) -> None:
         """Tell all jobs to stop, and wait until they have."""

@@ -17,6 +17,7 @@ from rich.table import Table
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import capacity
 from hopinterp.shown import legible
+from hopinterp.sweeps.grid import IMPLIED
 from hopinterp.views.axes import log2_ticks, solved_line
 from hopinterp.views.style import style, words
 from hopinterp.views.tables import ruled_table
@@ -40,7 +41,7 @@ def sweep_table(found: xr.Dataset) -> Table:
         found: what `sweep` or `sweep_results` returned.
     """
     judged, programs = bool((found.get("verdict", xr.DataArray("")) != "").any()), bool(_explaining(found).any())
-    columns = ["status", "solves k ≤", *["verdict"] * judged, *["k", "reach", "derivations"] * programs, "minutes"]
+    columns = ["status", "solves", *["verdict"] * judged, *["k", "reach", "derivations"] * programs, "minutes"]
     table = ruled_table("model", *columns)
     for name in found.cell.values.tolist():
         one = found.sel(cell=name)
@@ -56,7 +57,9 @@ def _explaining(found: xr.Dataset) -> xr.DataArray:
 
 
 def _solves(one: xr.Dataset) -> str:
-    return str(capacity(one)) if one.status.item() == "done" else ""
+    if one.status.item() != "done":
+        return ""
+    return _up_to(k) if (k := capacity(one)) else f"not even k = 1 ({float(one.error.sel(hops=1)):.0%} wrong)"
 
 
 def _verdict(row: xr.Dataset) -> str:
@@ -109,6 +112,7 @@ def _up_to(k: int) -> str:
 def _groups(found: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
     """Cells that differ in their seed alone, by what they share and others do not: "depth 3, width 128"."""
     varying = [str(name) for name in found.coords if found[name].dims == ("cell",) and name not in ("cell", "seed")]
+    varying.sort(key=lambda name: name in IMPLIED)
     if "preset" in varying and len(varying) > 1:  # what it changes is named itself
         varying = ["preset", *(name for name in varying if name in _SHOWN)]
     keys = [tuple(found[name].values[row].item() for name in varying) for row in range(found.sizes["cell"])]
@@ -176,7 +180,8 @@ def figure(found: xr.Dataset, published: Published | None = None, title: str = "
 
 
 def sweep_json(found: xr.Dataset) -> dict[str, Any]:
-    """By cell: how far it is, its settings that vary, and by k its errors, verdict, reach and derivations."""
+    """By cell: how far it is, its settings that vary, and by k its errors, verdict, reach and derivations; the settings that
+    all share, and those of the measurements (`measured`)."""
     varying = [str(name) for name in found.coords if found[name].dims == ("cell",) and name != "cell"]
     cells = {}
     for name in found.cell.values.tolist():
@@ -185,13 +190,28 @@ def sweep_json(found: xr.Dataset) -> dict[str, Any]:
             key: one[key].item() for key in ("status", "failure", "seconds", "cpu_seconds", "tokens", "threads", "device")
         }
         values["settings"] = {key: one[key].item() for key in varying}
-        values["by_hops"] = {str(k): _row(one.sel(hops=k)) for k in one.hops.values.tolist()} if "error" in one else {}
+        done = values["status"] == "done"
+        values["by_hops"] = {str(k): _row(one.sel(hops=k)) for k in one.hops.values.tolist()} if done else {}
         cells[name] = values
-    shared = {key: value for key, value in found.attrs.items() if key != "settings"}
-    return {"cells": cells, "settings": json.loads(found.attrs["settings"]), **shared}
+    asked = {key: value for key, value in found.attrs.items() if key not in ("settings", "version")}
+    shared = json.loads(found.attrs["settings"])
+    return {"cells": cells, "settings": shared, "measured": asked, "version": found.attrs["version"]}
 
 
 def _row(row: xr.Dataset) -> dict[str, Any]:
-    names = ("error", "low", "high", "solved", "verdict", "form", "pace", "explained", "derivations")
-    values = {name: row[name].item() for name in names}
+    names = [
+        "error",
+        "low",
+        "high",
+        "solved",
+        "verdict",
+        "form",
+        "pace",
+        "explained",
+        "derivations",
+        "no_verdict",
+        "no_program",
+    ]
+    names += [str(name) for name in row.data_vars if str(name).startswith("distinct_")]
+    values = {name: row[name].item() for name in names if name in row}
     return values | {"reach": [int(value) for value in row.reach.values if not np.isnan(value)]}

@@ -66,6 +66,8 @@ def test_tables_are_grids_of_their_own_and_a_name_has_what_tells_cells_apart(tin
         ({"seed": "0-999999999"}, "more than 10,000 values"),
         ({"seed": "0-200", "layers": "1-100"}, "20,100 cells; at most 10,000"),
         ({"seed": [1, 1]}, "two cells are the same"),
+        ({"log_every": [1, 2]}, "two cells are the same, but for what is recorded of them: log_every=1 and log_every=2"),
+        ({"max_hops": [3, 8], "after": {"verify": 7}}, "^cell max_hops=3: verify is 7; its k go up to 3"),
         ({"preset": "quik"}, "no preset 'quik'; there are full, quick, paper, first"),
         ({"lr": "fast"}, "lr is 'fast'; it must be a number"),
         ({"seed": True}, "seed is True; it must be a whole number"),

@@ -15,6 +15,7 @@ from hopinterp.files import alone_in
 from hopinterp.models import store
 from hopinterp.models.card import read_card
 from hopinterp.sweeps.cells import Home, say_failed
+from hopinterp.sweeps.engine import Engine
 from hopinterp.training import loop
 from hopinterp.training.run import Run
 
@@ -165,6 +166,7 @@ def test_a_cell_that_is_killed_is_started_again_so_often(tiny, tmp_path, monkeyp
     assert len(calls) == 3
     assert found.status.values.tolist() == ["failed"]
     assert "its process ended 3 times with nothing done (out of memory); see " in found.failure.item()
+    assert hi.sweep_results(tmp_path / "s").failure.equals(found.failure)
 
 
 def test_ctrl_c_then_the_same_again_is_bit_identical(whole, tmp_path, monkeypatch):
@@ -214,6 +216,7 @@ def test_one_sweep_a_directory(whole):
         ({"workers": 0}, "workers is 0"),
         ({"threads": 10**9}, "threads is 1000000000"),
         ({"retries": -1}, "retries is -1"),
+        ({"device": "tpu"}, "--device is 'tpu'"),
         ({"slurm": {"time": "1"}}, "--slurm is for --engine slurm"),
     ],
 )
@@ -255,14 +258,88 @@ def test_a_cells_name_leads_nowhere_else(whole):
         hi.sweep_results(where)
 
 
-def test_a_damaged_measurement_is_named(whole):
-    _, where, _ = whole
-    path = where / "layers=1,seed=0" / "measured" / "results.nc"
+@pytest.mark.parametrize(
+    ("damaged", "words"),
+    [
+        ("measured/results.nc", "results.nc is no result of a sweep"),
+        ("model/card.json", "card.json is no model card"),
+        ("config.json", "config.json is no plain JSON"),
+    ],
+)
+def test_what_is_damaged_takes_nothing_from_the_others(whole, damaged, words):
+    _, where, found = whole
+    path = where / "layers=1,seed=0" / damaged
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(HopInterpError, match=r"results\.nc is no result of a sweep"):
-        hi.sweep_results(where)
-    shutil.rmtree(path.parent)
-    assert hi.sweep_results(where).status.values.tolist() == ["trained", "done", "done", "done"]
+    if not damaged.startswith("measured"):
+        shutil.rmtree(where / "layers=1,seed=0" / "measured")
+    if damaged == "config.json":
+        shutil.rmtree(where / "layers=1,seed=0" / "model")
+    again = swept(None, where)
+    assert again.status.values.tolist() == ["failed", "done", "done", "done"]
+    assert words in again.failure.values[0]
+    assert again.error[1:].equals(found.error[1:])
+    assert hi.sweep_results(where).failure.equals(again.failure)
+    shutil.rmtree(where / "layers=1,seed=0")
+    assert swept(None, where).drop_vars(TIMES).equals(found.drop_vars(TIMES))
+
+
+def test_before_any_cell_is_done_all_is_there_and_empty(tiny, tmp_path, monkeypatch):
+    calls = []
+
+    def stopped(_run):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "advance", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        swept(tiny(layers=[1, 2]), tmp_path / "s")
+    found = hi.sweep_results(tmp_path / "s")
+    assert calls
+    assert np.isnan(found.error.values).all()
+    assert np.isnan(found.reach.values).all()
+    assert not found.solved.any()
+    assert set(found.verdict.values.ravel()) == {""}
+    assert hi.show(found)
+
+
+def test_a_job_that_cannot_be_started_stops_no_other(tiny, tmp_path, monkeypatch):
+    """A queue that is too busy for one job at times; a cell in whose folder nothing can be made."""
+    real, refused = Engine.start, []
+
+    def start(engine, work):
+        if "seed=1" in work.home.name and len(refused) < 2:
+            refused.append(1)
+            raise HopInterpError("a job cannot be started (sbatch: Socket timed out)")
+        object.__setattr__(engine, "_started", 1)
+        return real(engine, work)
+
+    monkeypatch.setattr(Engine, "start", start)
+    (tmp_path / "s" / "jobs").mkdir(parents=True)
+    (tmp_path / "s" / "sweep.json").touch()
+    (tmp_path / "s" / "jobs" / "seed=2").touch()
+    found = swept(tiny(seed="0-2"), tmp_path / "s")
+    assert len(refused) == 2
+    assert found.status.values.tolist() == ["done", "done", "failed"]
+    assert "cannot write" in found.failure.values[2]
+
+
+def test_what_runs_at_cells_that_are_gone_is_told_to_stop(tiny, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Engine, "tell", lambda _engine, home, _job: told.append(home.name))
+    swept(tiny(), tmp_path / "s")
+    gone = Home(tmp_path / "s", "gone")
+    gone.new_job()
+    swept(tiny(), tmp_path / "s")
+    assert not told  # nobody is at work there
+    with alone_in(gone.jobs):
+        swept(tiny(), tmp_path / "s")
+    assert told == ["gone"]
+
+
+def test_why_there_is_no_program(tiny, tmp_path):
+    found = swept(tiny(after={"sequences": 20, "decompile": "all"}), tmp_path / "s")
+    assert found.status.item() == "done"
+    assert all("does not solve k" in why for why in found.no_program.values.ravel())
 
 
 def test_a_full_disk(whole, tmp_path, monkeypatch):

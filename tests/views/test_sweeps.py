@@ -40,7 +40,9 @@ def found():
     }
     by_cell |= {"seconds": [60.0] * 5 + [np.nan], "cpu_seconds": [50.0] * 6, "tokens": [9.0] * 6, "threads": [1] * 6}
     made = made.assign({name: ("cell", value) for name, value in by_cell.items()})
-    return made.assign(reach=(("cell", "hops", "layer"), reach)).assign_attrs(settings='{"d_model": 8}')
+    return made.assign(reach=(("cell", "hops", "layer"), reach)).assign_attrs(
+        settings='{"d_model": 8}', version="0", distinct=0
+    )
 
 
 def test_the_reading_counts_seeds(found):
@@ -56,7 +58,23 @@ def test_the_table_has_a_row_a_cell(found):
     shown = str(hi.show(found))
     rows = [line.split() for line in shown.splitlines() if "layers=" in line]
     assert [row[0] for row in rows] == found.cell.values.tolist()
-    assert rows[0][1:] == ["done", "1", "doubling", "(successor)", "at", "k", "=", "1", "1", "0", "1", "1+1", "1.0"]
+    assert rows[0][1:] == [
+        "done",
+        "k",
+        "=",
+        "1",
+        "doubling",
+        "(successor)",
+        "at",
+        "k",
+        "=",
+        "1",
+        "1",
+        "0",
+        "1",
+        "1+1",
+        "1.0",
+    ]
     assert "2 doubling (successor)" in " ".join(rows[4])
     assert rows[5] == ["layers=3,seed=2", "failed"]
     assert shown.splitlines()[-1] == "5 of 6 cells done, 1 failed."
@@ -89,14 +107,15 @@ def test_settings_that_follow_others_are_not_named(found):
         "depth 2, width 16",
         "depth 3, width 8",
     ]
-    fixed = found.assign_coords(samples=("cell", [0, 0, 1000] * 2))
+    curriculum = ("cell", [True, True, False] * 2)  # which the samples imply, though it comes before them
+    fixed = found.assign_coords(curriculum=curriculum, samples=("cell", [0, 0, 1000] * 2))
     assert "depth 2, fresh samples: " in sweeps.sweep_reading(fixed)
     assert "depth 2, 1,000 samples: " in sweeps.sweep_reading(fixed)
 
 
 def test_json_and_csv(found):
     told = sweeps.sweep_json(found)
-    assert told["settings"] == {"d_model": 8}
+    assert (told["settings"], told["version"], told["measured"]) == ({"d_model": 8}, "0", {"distinct": 0})
     assert told["cells"]["layers=3,seed=1"]["settings"] == {"layers": 3, "seed": 1}
     assert told["cells"]["layers=3,seed=1"]["by_hops"]["2"]["reach"] == [0, 1, 2]
     frame = frames.of_sweep(found)
