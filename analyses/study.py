@@ -50,8 +50,8 @@ def main() -> None:
 
 
 def _packed(found: xr.Dataset) -> dict[Any, Any]:
-    """Numbers to seven digits, which is more than they mean, and compressed."""
-    return {name: {"dtype": "float32", "zlib": True} for name, one in found.items() if one.dtype == np.float64}
+    """Numbers to seven digits, which is more than they mean."""
+    return {name: {"dtype": "float32"} for name, one in found.items() if one.dtype == np.float64}
 
 
 def _grow(out: Path, wanted: list[tuple[str, ...]], measure: Any) -> None:

@@ -108,7 +108,8 @@ def _together(names: list[str], configs: list[TrainConfig], found: Mapping[str, 
         parts = [
             found[cell][name].transpose(*dims).values if cell in found and name in found[cell] else None for cell in names
         ]
-        dtype = np.result_type(*(part.dtype for part in parts if part is not None)) if found else _ALWAYS[str(name)]
+        dtypes = [part.dtype for part in parts if part is not None] or [_ALWAYS[str(name)]]
+        dtype = np.result_type(*dtypes)
         if dtype.kind == "O":
             dtype = np.dtype(str)
         shape = (len(names), *(sizes[str(dim)] for dim in dims))
