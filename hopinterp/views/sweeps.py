@@ -35,20 +35,47 @@ _SHOWN = {
 
 def sweep_table(found: xr.Dataset) -> Table:
     """A row a cell: how far it is, up to which k it solves, its verdicts, and of its largest k with a program reach and
-    derivations.
+    derivations; and its settings, where the cells' names are of a grid that has grown since and do not tell them.
 
     Args:
         found: what `sweep` or `sweep_results` returned.
     """
     judged, programs = bool((found.get("verdict", xr.DataArray("")) != "").any()), bool(_explaining(found).any())
-    columns = ["status", "solves", *["verdict"] * judged, *["k", "reach", "derivations"] * programs, "minutes"]
+    settings = _untold(found)
+    columns = [
+        *["settings"] * bool(settings),
+        "status",
+        "solves",
+        *["verdict"] * judged,
+        *["k", "reach", "derivations"] * programs,
+        "minutes",
+    ]
     table = ruled_table("model", *columns)
     for name in found.cell.values.tolist():
         one = found.sel(cell=name)
-        cells = [str(one.status.item()), _solves(one), *[_verdicts(one)] * judged, *(_program(one) if programs else ())]
+        own = [", ".join(_named(setting, one[setting].item()) for setting in settings)] if settings else []
+        cells = [
+            *own,
+            str(one.status.item()),
+            _solves(one),
+            *[_verdicts(one)] * judged,
+            *(_program(one) if programs else ()),
+        ]
         seconds = float(one.seconds)
         table.add_row(*map(escape, (legible(name), *cells, "" if np.isnan(seconds) else f"{seconds / 60:.1f}")))
     return table
+
+
+def _untold(found: xr.Dataset) -> list[str]:
+    """The settings that tell the cells apart, where some cell's name does not say its own; else none."""
+    varying = _varying(found)
+    telling = [name for name in varying if not _follows(found, varying, name)]
+    said = [set(cell.lower().split(",")) for cell in found.cell.values.tolist()]
+    values = {name: found[name].values.tolist() for name in telling}
+    told = all(
+        f"{name}={value}".lower() in words for name in telling for value, words in zip(values[name], said, strict=True)
+    )
+    return [] if told else telling
 
 
 def _explaining(found: xr.Dataset) -> xr.DataArray:
@@ -105,14 +132,19 @@ def sweep_reading(found: xr.Dataset) -> str:
     return "\n".join([*lines, f"{states['done']} of {found.sizes['cell']} cells done{others}."])
 
 
+def _varying(found: xr.Dataset) -> list[str]:
+    """The settings that vary between cells, those last that others imply."""
+    varying = [str(name) for name in found.coords if found[name].dims == ("cell",) and name != "cell"]
+    return sorted(varying, key=lambda name: name in IMPLIED)
+
+
 def _up_to(k: int) -> str:
     return f"k ≤ {k}" if k > 1 else "k = 1" if k else "no k"
 
 
 def _groups(found: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
     """Cells that differ in their seed alone, by what they share and others do not: "depth 3, width 128"."""
-    varying = [str(name) for name in found.coords if found[name].dims == ("cell",) and name not in ("cell", "seed")]
-    varying.sort(key=lambda name: name in IMPLIED)
+    varying = [name for name in _varying(found) if name != "seed"]
     if "preset" in varying and len(varying) > 1:  # what it changes is named itself
         varying = ["preset", *(name for name in varying if name in _SHOWN)]
     keys = [tuple(found[name].values[row].item() for name in varying) for row in range(found.sizes["cell"])]
@@ -182,7 +214,7 @@ def figure(found: xr.Dataset, published: Published | None = None, title: str = "
 def sweep_json(found: xr.Dataset) -> dict[str, Any]:
     """By cell: how far it is, its settings that vary, and by k its errors, verdict, reach and derivations; the settings that
     all share, and those of the measurements (`measured`)."""
-    varying = [str(name) for name in found.coords if found[name].dims == ("cell",) and name != "cell"]
+    varying = _varying(found)
     cells = {}
     for name in found.cell.values.tolist():
         one = found.sel(cell=name)

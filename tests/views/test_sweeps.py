@@ -80,6 +80,14 @@ def test_the_table_has_a_row_a_cell(found):
     assert shown.splitlines()[-1] == "5 of 6 cells done, 1 failed."
 
 
+def test_the_table_has_settings_that_names_do_not_tell(found):
+    assert "depth 2, seed 0" not in str(hi.show(found))
+    named = found.assign_coords(cell=["seed=0", "seed=1", "seed=2", *found.cell.values[3:]])  # of a grid of one depth, once
+    rows = [line for line in str(hi.show(named)).splitlines() if "seed=" in line]
+    assert rows[1].split()[:5] == ["seed=1", "depth", "2,", "seed", "1"]
+    assert "depth 3, seed 2" in rows[5]
+
+
 def test_the_figure_has_a_band_from_the_least_to_the_largest(found):
     figure = hi.plot.sweep(found, {"depth 2": {1: 0.0, 2: 0.4}}, title="seeds")
     axes = figure.axes[0]
