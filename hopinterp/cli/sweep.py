@@ -22,7 +22,6 @@ from hopinterp.cli.shared import (
     whole,
     working,
 )
-from hopinterp.devices import find_device
 from hopinterp.errors import HopInterpError
 from hopinterp.files import check_file_target, write_file
 from hopinterp.shown import legible
@@ -118,7 +117,6 @@ def sweep(
 
         plots.check_drawable(plot)
     asked = _grid(grid, preset, recipe, seeds, decompile, verify)
-    device = device if engine == "slurm" else find_device(device)  # a node may have another
     from hopinterp.sweeps import sweep as sweeps
 
     try:

@@ -186,21 +186,24 @@ class _Sweep:
             if (last := home.last_job()) is not None:
                 clear_leftovers(last)
         for name in list(self.waiting):
-            home = self.home[name]
-            folder = home.last_job()
-            job = self.engine.found(folder)
-            if home.held() or (job is not None and not self.engine.ended(job)):
+            one = self._last(self.home[name])
+            if not self._ended(one):
                 self.waiting.remove(name)
-                self.running[name] = _Job(home, job, folder)
+                self.running[name] = one
 
     def _end_others(self) -> None:
         """Tell what an earlier sweep left running, at cells that this one has not, to stop; their runs can go on later."""
         directory = self.homes[0].sweep
         others = sorted(os.listdir(directory / JOBS)) if (directory / JOBS).is_dir() else []
         for home in (Home(directory, name) for name in others if name not in self.home):
-            job = self.engine.found(home.last_job())
-            if home.held() or (job is not None and not self.engine.ended(job)):
-                self.engine.tell(home, job)
+            one = self._last(home)
+            if not self._ended(one):
+                self.engine.tell(home, one.job)
+
+    def _last(self, home: Home) -> _Job:
+        """The last job of a cell, whoever started it."""
+        folder = home.last_job()
+        return _Job(home, self.engine.found(folder), folder)
 
     def _start(self, name: str) -> None:
         """Start a cell's job. Raises HopInterpError where none could ever be started: then none can."""

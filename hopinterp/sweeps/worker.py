@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hopinterp.devices import best_device
+from hopinterp.devices import find_device
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.remembered import cached
 from hopinterp.files import is_there
@@ -74,7 +74,7 @@ class Work:
         return DelayedSubmission(self)
 
     def _work(self, pulse: Pulse) -> None:
-        device = best_device() if self.device == "auto" else self.device
+        device = find_device(self.device)
         torch.set_num_threads(self.threads)
         if self.home.trained():
             pass
