@@ -2,8 +2,8 @@ from .decompile.decompilation import Decompilation as Decompilation
 from .decompile.decompilation import load_decompiled as load_decompiled
 from .decompile.decompiled import decompile as decompile
 from .decompile.differences import diff as diff
-from .decompile.guards import Guards as Guards
-from .decompile.guards import measure_guards as measure_guards
+from .decompile.guard_errors import Guards as Guards
+from .decompile.guard_errors import measure_guards as measure_guards
 from .decompile.records import Decompiled as Decompiled
 from .decompile.transplants import measure_transplants as measure_transplants
 from .errors import HopInterpError as HopInterpError

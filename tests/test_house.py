@@ -100,6 +100,8 @@ HOUSE = {
         "inputs",
         "records",
         "guards",
+        "guard_fitting",
+        "guard_errors",
         "transplants",
         "decompilation",
         "decompiled",

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hopinterp.decompile.guards import Case, Fact, Guard, GuardedRouting, fit_guards, guard_routing
+from hopinterp.decompile.guard_errors import guard_routing
+from hopinterp.decompile.guard_fitting import fit_guards
+from hopinterp.decompile.guards import Case, Fact, Guard, GuardedRouting
 from hopinterp.decompile.inputs import routing_hooks
 from hopinterp.decompile.routes import Part, Route, fit_routes
 from hopinterp.errors import HopInterpError
