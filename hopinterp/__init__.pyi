@@ -24,10 +24,10 @@ from .evidence.reading.probes import resolved as resolved
 from .evidence.remembered import cached as cached
 from .evidence.transplants.alignment_search import transplant_subspaces as transplant_subspaces
 from .evidence.transplants.interchange import transplant as transplant
-from .judgement.records import Survey as Survey
 from .judgement.records import Verdict as Verdict
-from .judgement.records import load_survey as load_survey
 from .judgement.records import load_verdict as load_verdict
+from .judgement.surveys import Survey as Survey
+from .judgement.surveys import load_survey as load_survey
 from .judgement.verdict import judge as judge
 from .judgement.verdict import verify as verify
 from .judgement.verdict import verify_all as verify_all

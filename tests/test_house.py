@@ -77,6 +77,8 @@ HOUSE = {
     "decompile": (
         "abreast",
         "routes",
+        "route_fitting",
+        "routed_runs",
         "controls",
         "nodes",
         "watched_rows",
@@ -107,7 +109,7 @@ HOUSE = {
         "decompiled",
         "differences",
     ),
-    "judgement": ("readings", "laws", "rules", "comparison", "records", "verdict"),
+    "judgement": ("readings", "laws", "rules", "comparison", "records", "surveys", "verdict"),
     "sweeps": ("grid", "cells", "kept", "measure", "worker", "engine", "results", "sweep"),
     "views": (
         "style",

@@ -16,7 +16,7 @@ from hopinterp.decompile.live import Site
 from hopinterp.decompile.nodes import Node
 from hopinterp.decompile.pointers import moved
 from hopinterp.decompile.records import TREE, Decompiled
-from hopinterp.decompile.routes import fit_routes
+from hopinterp.decompile.route_fitting import fit_routes
 from hopinterp.errors import HopInterpError
 from hopinterp.judgement.laws import judge_program
 from hopinterp.models.subject import Subject

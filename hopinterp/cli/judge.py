@@ -25,7 +25,8 @@ from hopinterp.cli.shared import (
 from hopinterp.dates import today
 
 if TYPE_CHECKING:
-    from hopinterp.judgement.records import Survey, Verdict
+    from hopinterp.judgement.records import Verdict
+    from hopinterp.judgement.surveys import Survey
 
 
 @keeps

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from hopinterp.decompile.decompilation import Decompilation
     from hopinterp.decompile.records import Decompiled
-    from hopinterp.judgement.records import Survey, Verdict
+    from hopinterp.judgement.records import Verdict
+    from hopinterp.judgement.surveys import Survey
 
 _PANEL = "Keeping"
 Save = Annotated[

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hopinterp.decompile.routes import Routing, fit_routes, in_parts, routed_streams, run_own, run_routed
+from hopinterp.decompile.route_fitting import fit_routes
+from hopinterp.decompile.routed_runs import in_parts, routed_streams, run_own, run_routed
+from hopinterp.decompile.routes import Routing
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap_ratio, korn_graubard
 from hopinterp.models.fused import FusedTransformer

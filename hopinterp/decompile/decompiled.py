@@ -16,7 +16,7 @@ from hopinterp.decompile.derivations import find_tree
 from hopinterp.decompile.kept import records_of
 from hopinterp.decompile.queries import find_queries
 from hopinterp.decompile.records import Decompiled, programs_of
-from hopinterp.decompile.routes import fit_routes
+from hopinterp.decompile.route_fitting import fit_routes
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import evaluate
 from hopinterp.evidence.remembered import recall

@@ -14,7 +14,8 @@ from hopinterp.decompile.controls import paired, rate, wrong_answers
 from hopinterp.decompile.guard_fitting import BestByInput, fit_guards
 from hopinterp.decompile.guards import Guard
 from hopinterp.decompile.records import Decompiled, percent
-from hopinterp.decompile.routes import Routing, run_routed
+from hopinterp.decompile.routed_runs import run_routed
+from hopinterp.decompile.routes import Routing
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.seeds import seeded

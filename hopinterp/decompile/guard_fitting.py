@@ -14,7 +14,8 @@ from sklearn.tree import DecisionTreeRegressor
 from torch import Tensor
 
 from hopinterp.decompile.guards import FURTHEST, Case, Fact, Guard, GuardedRouting, facts
-from hopinterp.decompile.routes import LEAST_SHARE, Part, Pattern, Route, Routing, positions
+from hopinterp.decompile.route_fitting import LEAST_SHARE
+from hopinterp.decompile.routes import Part, Pattern, Route, Routing, positions
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import pattern
@@ -25,7 +26,7 @@ POOR = 0.99
 Constructed heads have 1 to four digits, untrained ones of depth5's sizes .997 or more."""
 GAIN = 0.02
 """A guard is kept if it accounts for this share more than the fixed rule on sequences that neither was fitted to, as a
-content-free rule must (`routes.CONTENT_FREE_GAIN`)."""
+content-free rule must (`route_fitting.CONTENT_FREE_GAIN`)."""
 SPLIT_GAIN = 0.005
 """Each question must account for this share of the pattern's squared norm, as the second part of a mixture must."""
 MOST_QUESTIONS, LEAST_ROWS = 3, 0.02

@@ -23,7 +23,8 @@ from hopinterp.decompile.kept import check_shown, packed, unpacked
 from hopinterp.decompile.nodes import Jumps, Node, told
 from hopinterp.decompile.program import FoundProgram
 from hopinterp.decompile.queries import Queries
-from hopinterp.decompile.routes import Route, Routing, run_routed
+from hopinterp.decompile.routed_runs import run_routed
+from hopinterp.decompile.routes import Route, Routing
 from hopinterp.decompile.writing import write_program
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.remembered import Codec

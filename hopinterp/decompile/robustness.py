@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from hopinterp.decompile.routes import Routing, run_own, run_routed
+from hopinterp.decompile.routed_runs import run_own, run_routed
+from hopinterp.decompile.routes import Routing
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.intervals import bootstrap
 from hopinterp.models.fused import FusedTransformer

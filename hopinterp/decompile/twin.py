@@ -9,7 +9,7 @@ import torch
 from hopinterp.decompile.derivations import find_tree
 from hopinterp.decompile.nodes import Jumps
 from hopinterp.decompile.program import FoundProgram, hops_by_block
-from hopinterp.decompile.routes import fit_routes
+from hopinterp.decompile.route_fitting import fit_routes
 
 
 @dataclass(frozen=True)

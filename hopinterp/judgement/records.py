@@ -14,7 +14,7 @@ import xarray as xr
 
 from hopinterp.decompile.decompilation import Decompilation, load_decompiled
 from hopinterp.decompile.interventions import Rate
-from hopinterp.decompile.kept import check_shown, packed, reading_record, unpacked
+from hopinterp.decompile.kept import check_shown, reading_record, unpacked
 from hopinterp.decompile.records import Decompiled, found_files
 from hopinterp.decompile.transplants import BlockTransplants
 from hopinterp.errors import HopInterpError
@@ -29,8 +29,8 @@ from hopinterp.shown import Shown, finite
 from hopinterp.task import HopTask
 from hopinterp.theory.hypotheses import NO_HYPOTHESES, claims, exact, named
 
-_JUDGEMENT, _SURVEY = "judgement.json", "survey.json"
-_FORMAT = 3
+_JUDGEMENT = "judgement.json"
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ class Verdict(Shown):
         evidence = {kind: bytes(found.to_netcdf()) for kind, found in self.evidence.items()}
         digests = {kind: digest(data) for kind, data in evidence.items()}
         kept = {"evidence": digests, "program": self.program is not None}
-        text = json.dumps({"format": _FORMAT, **finite(plain_fields), **kept}, indent=2, allow_nan=False)
+        text = json.dumps({"format": FORMAT, **finite(plain_fields), **kept}, indent=2, allow_nan=False)
         files = {_JUDGEMENT: text.encode() + b"\n", **{f"{kind}.nc": data for kind, data in evidence.items()}}
         if self.program is not None:
             files |= found_files({self.hops: self.program}, {"one": self.hops})
@@ -317,7 +317,7 @@ def load_verdict(directory: str | Path, model: ModelLike | None = None) -> Verdi
     source = Path(directory)
     with reading_record(source, "verdict"):
         given = read_json(source / _JUDGEMENT)
-        if given.pop("format") != _FORMAT:
+        if given.pop("format") != FORMAT:
             raise HopInterpError("it was saved by another version")
         evidence = {kind: _evidence(source, kind, sha256) for kind, sha256 in given.pop("evidence").items()}
         program = load_decompiled(source, model) if given.pop("program") else None
@@ -350,96 +350,6 @@ def _typed(given: dict[str, Any]) -> dict[str, Any]:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Survey(Shown):
-    """The verdict at every k, and whether the insides predict the outside.
-
-    Attributes:
-        model: its name.
-        verdicts: by k.
-        unmeasured: k → why no verdict could be had (too few positions count, say).
-        capacity: as in Verdict, with R the largest over the k at which the model does not fail; over all, if it fails at
-            each.
-    """
-
-    model: str
-    verdicts: Mapping[int, Verdict]
-    unmeasured: Mapping[int, str]
-    capacity: Capacity
-
-    @property
-    def rows(self) -> list[Row]:
-        """A row a k: error, verdict, form, what the blocks stand for, what they hold."""
-        return [(str(k), self._cells(one)) for k, one in self.verdicts.items()]
-
-    @staticmethod
-    def _cells(one: Verdict) -> tuple[str, ...]:
-        reached = ", ".join(map(str, one.reach)) or ("" if one.program is None else ", ".join(one.program.reach_words))
-        seen = ("" if not any(one.resolved[kind]) else hops_text(one.resolved[kind]) for kind in ("transplant", "probe"))
-        return (f"{100 * one.error['error']:.2f}", one.verdict, one.form or "", one.pace or "", reached, *seen)
-
-    @property
-    def columns(self) -> list[str]:
-        """Over `rows`."""
-        return ["k", "error %", "verdict", "form", "pace", "reaches", "stands for", "holds at most"]
-
-    @property
-    def reading(self) -> str:
-        """How many k got which verdict, and the capacity."""
-        by_verdict: dict[str, list[int]] = {}
-        for k, one in self.verdicts.items():
-            by_verdict.setdefault(one.verdict + (f" ({one.form})" if one.form else ""), []).append(k)
-        parts = "; ".join(f"{verdict} at k = {', '.join(map(str, ks))}" for verdict, ks in by_verdict.items())
-        unmeasured = [f"k = {k}: no verdict ({why})." for k, why in self.unmeasured.items()]
-        return "\n".join([*unmeasured, str(self.capacity), f"{self.model or 'the model'}: {parts}."])
-
-    def to_json(self) -> dict[str, Any]:
-        """The verdict at every k, and the capacity."""
-        verdicts = {str(k): one.to_json() for k, one in self.verdicts.items()}
-        unmeasured = {str(k): why for k, why in self.unmeasured.items()}
-        return {"verdicts": verdicts, "unmeasured": unmeasured, "capacity": self.capacity.to_json()}
-
-    def save(self, directory: str | Path) -> None:
-        """Write a directory, whole or not at all: survey.json, and for each k a folder, "k8", as `Verdict.save` writes it.
-
-        Raises:
-            HopInterpError: it exists, or cannot be written.
-        """
-        target = Path(directory)
-        if target.exists():
-            raise HopInterpError(f"{target} exists; a survey is saved to a directory of its own")
-        write_directory(target, self.files())
-
-    def files(self) -> dict[str, bytes]:
-        """What `save` writes, by the files' names."""
-        kept = {"format": _FORMAT, "model": self.model, "hops": list(self.verdicts)}
-        kept |= {"unmeasured": packed(self.unmeasured), "capacity": asdict(self.capacity)}
-        files = {_SURVEY: json.dumps(kept, indent=2).encode() + b"\n"}
-        for k, one in self.verdicts.items():
-            files |= {f"k{k}/{name}": data for name, data in one.files().items()}
-        return files
-
-
-def load_survey(directory: str | Path, model: ModelLike | None = None) -> Survey:
-    """What `Survey.save` wrote. `load_verdict` reads one of its folders.
-
-    Args:
-        model: as of `load_verdict`.
-
-    Raises:
-        HopInterpError: no such directory, or one that holds no survey.
-    """
-    source = Path(directory)
-    with reading_record(source, "survey"):
-        given = read_json(source / _SURVEY)
-        if given["format"] != _FORMAT:
-            raise HopInterpError("it was saved by another version")
-        verdicts = {k: load_verdict(source / f"k{k}", model) for k in unpacked(list[int], given["hops"])}
-        unmeasured = unpacked(dict[int, str], given["unmeasured"])
-        capacity = unpacked(Capacity, given["capacity"])
-        return Survey(model=str(given["model"]), verdicts=verdicts, unmeasured=unmeasured, capacity=capacity)
 
 
 # -- words ---------------------------------------------------------------------------------------------------------------

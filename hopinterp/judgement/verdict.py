@@ -19,8 +19,9 @@ from hopinterp.evidence.reading.behaviour import capacity, evaluate, mismatch
 from hopinterp.judgement.comparison import Reaches, disagreements, with_program
 from hopinterp.judgement.laws import BEYOND, LINEAR, program_controls
 from hopinterp.judgement.readings import Block, Resolved, read_blocks, read_controls, rows
-from hopinterp.judgement.records import Agreement, Capacity, Growth, Survey, Verdict
+from hopinterp.judgement.records import Agreement, Capacity, Growth, Verdict
 from hopinterp.judgement.rules import Decision, decide
+from hopinterp.judgement.surveys import Survey
 from hopinterp.memory import release_memory
 from hopinterp.models.subject import ModelLike, Subject
 from hopinterp.progress import Progress, Report

@@ -17,7 +17,8 @@ from hopinterp.decompile.records import Decompiled
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import evaluate
 from hopinterp.files import write_directory
-from hopinterp.judgement.records import Survey, Verdict
+from hopinterp.judgement.records import Verdict
+from hopinterp.judgement.surveys import Survey
 from hopinterp.judgement.verdict import verify, verify_all
 from hopinterp.models import card as cards
 from hopinterp.models.places import MODEL

@@ -10,7 +10,8 @@ import xarray as xr
 
 from hopinterp.decompile.decompilation import Decompilation
 from hopinterp.decompile.records import Decompiled
-from hopinterp.judgement.records import Survey, Verdict
+from hopinterp.judgement.records import Verdict
+from hopinterp.judgement.surveys import Survey
 
 
 def of_datasets(found: Iterable[xr.Dataset]) -> pd.DataFrame:

@@ -11,7 +11,8 @@ from hopinterp.decompile.decompilation import Decompilation
 from hopinterp.decompile.records import Decompiled
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.patching.effects import default_metric
-from hopinterp.judgement.records import Survey, Verdict
+from hopinterp.judgement.records import Verdict
+from hopinterp.judgement.surveys import Survey
 from hopinterp.views import graph, plots, programs, trends, verdicts
 from hopinterp.views.plots import probe_staircase as probe
 from hopinterp.views.plots import write as write

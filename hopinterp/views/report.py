@@ -19,7 +19,8 @@ from hopinterp.decompile.records import Decompiled, percent
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.kinds import KINDS
 from hopinterp.files import check_file_target, write_file
-from hopinterp.judgement.records import Survey, Verdict, growth_in_theory
+from hopinterp.judgement.records import Verdict, growth_in_theory
+from hopinterp.judgement.surveys import Survey
 from hopinterp.models.card import Card, read_card
 from hopinterp.models.places import find
 from hopinterp.models.subject import ModelLike, Subject

@@ -9,7 +9,8 @@ from hopinterp.views.tables import ruled_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hopinterp.judgement.records import Survey, Verdict
+    from hopinterp.judgement.records import Verdict
+    from hopinterp.judgement.surveys import Survey
 
 
 def judged_table(found: Verdict | Survey) -> Table:

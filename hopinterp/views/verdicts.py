@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from hopinterp.errors import HopInterpError
-from hopinterp.judgement.records import Survey
+from hopinterp.judgement.surveys import Survey
 from hopinterp.theory.hypotheses import HYPOTHESES
 from hopinterp.views.axes import legend_below, panel_title
 from hopinterp.views.style import current, style

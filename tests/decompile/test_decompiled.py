@@ -15,7 +15,7 @@ from hopinterp.decompile.decompilation import load_decompiled
 from hopinterp.decompile.decompiled import STAGES, decompile
 from hopinterp.decompile.differences import diff
 from hopinterp.decompile.nodes import told
-from hopinterp.decompile.routes import run_routed
+from hopinterp.decompile.routed_runs import run_routed
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.subject import Subject
 from hopinterp.theory.construction import Construction

@@ -11,7 +11,8 @@ from hopinterp.decompile import derivations as finding
 from hopinterp.decompile import fresh_runs, interventions
 from hopinterp.decompile.derivations import Pruner, find_tree, printed
 from hopinterp.decompile.nodes import Node, Place, connected, derivations, on_paths, reach, reachable
-from hopinterp.decompile.routes import fit_routes, run_routed
+from hopinterp.decompile.route_fitting import fit_routes
+from hopinterp.decompile.routed_runs import run_routed
 from hopinterp.decompile.scrubbing import scrub
 from hopinterp.decompile.tree_runs import Outside, TreeRunner
 from hopinterp.decompile.watched_rows import Rows

@@ -12,7 +12,8 @@ from hopinterp.decompile.guard_errors import guard_routing
 from hopinterp.decompile.guard_fitting import fit_guards
 from hopinterp.decompile.guards import Case, Fact, Guard, GuardedRouting
 from hopinterp.decompile.inputs import routing_hooks
-from hopinterp.decompile.routes import Part, Route, fit_routes
+from hopinterp.decompile.route_fitting import fit_routes
+from hopinterp.decompile.routes import Part, Route
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.task import HopTask

@@ -10,7 +10,7 @@ from hopinterp.decompile.interventions import measure_interventions
 from hopinterp.decompile.nodes import Node, Place
 from hopinterp.decompile.queries import find_queries
 from hopinterp.decompile.robustness import measure_robustness
-from hopinterp.decompile.routes import fit_routes
+from hopinterp.decompile.route_fitting import fit_routes
 from hopinterp.decompile.twin import decompile_twin
 from hopinterp.decompile.writing import write_program
 from hopinterp.models.fused import FusedTransformer

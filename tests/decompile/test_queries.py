@@ -16,7 +16,8 @@ from hopinterp.decompile.nodes import START, Node, Place
 from hopinterp.decompile.pointers import Pointers, PointerTree, _Query, looks
 from hopinterp.decompile.queries import Queries, find_queries
 from hopinterp.decompile.readings import NAMINGS, predicted, read_queries
-from hopinterp.decompile.routes import Routing, fit_routes
+from hopinterp.decompile.route_fitting import fit_routes
+from hopinterp.decompile.routes import Routing
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.task import HopTask

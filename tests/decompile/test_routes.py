@@ -6,7 +6,9 @@ import torch
 import hopinterp as hi
 from hopinterp import HopInterpError
 from hopinterp.decompile.controls import measure_controls, measure_faithfulness
-from hopinterp.decompile.routes import Part, Route, Routing, fit_routes, positions, run_routed, same_letter
+from hopinterp.decompile.route_fitting import fit_routes
+from hopinterp.decompile.routed_runs import run_routed
+from hopinterp.decompile.routes import Part, Route, Routing, positions, same_letter
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.theory.construction import ALGORITHMS, Construction
 

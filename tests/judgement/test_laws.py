@@ -152,7 +152,7 @@ def test_a_program_that_explains_nothing_has_no_law():
     from hopinterp.decompile.derivations import find_tree
     from hopinterp.decompile.queries import find_queries
     from hopinterp.decompile.records import Decompiled
-    from hopinterp.decompile.routes import fit_routes
+    from hopinterp.decompile.route_fitting import fit_routes
     from hopinterp.models.fused import FusedTransformer
     from hopinterp.models.spec import ModelSpec
 

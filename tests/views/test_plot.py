@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import hopinterp as hi
 from hopinterp import HopInterpError
-from hopinterp.judgement.records import Survey
+from hopinterp.judgement.surveys import Survey
 from hopinterp.theory.construction import Construction
 
 
