@@ -5,25 +5,31 @@
 
 `data/study.nc` is the sweep's Dataset; `data/study_programs.jsonl` has a line for each model, with some k that it solves:
 where each head looks, which jumps add up to k, how many hops each block makes known. `data/study_series.jsonl` has the same
-for the models on the way of the seeds that --series names, at full length, and the errors of all k. `data/study_heads.nc`
-says for every model, also one that solves little, how much of each head's attention follows each find^j at k = 3 (`align`).
-What stands in the files is not measured again, so that a run that was stopped goes on, and a study can grow.
+for the models on the way of the seeds that --series names, at full length, and the errors of all k.
+`data/study_distinct.jsonl` has the program at the largest k that the theorem grants, of chains alone on which no letter
+repeats two hops apart. `data/study_heads.nc` says for every model, also one that solves little, how much of each head's
+attention follows each find^j at k = 3 (`align`). What stands in the files is not measured again, so that a run that was stopped goes on, and a study can grow.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
+import torch
 import xarray as xr
+from jaxtyping import Bool
+from torch import Tensor
 
 import hopinterp as hi
 from hopinterp.files import write_file
 from hopinterp.shown import finite
+from hopinterp.task import Batch, HopTask
 
 DATA = Path(__file__).parent / "data"
 ATTENDED = 3
@@ -46,6 +52,8 @@ def main() -> None:
     seeds = [cell for cell in done if int(found.seed.sel(cell=cell)) in given.series]
     steps = [(cell, path.name) for cell in seeds for path in sorted((given.runs / cell / "series").glob("[0-9]*"))]
     _grow(given.data / "study_series.jsonl", steps, lambda cell, step: on_the_way(given.runs / cell / "series" / step))
+    judged = [(cell,) for cell in done if not int(found.samples.sel(cell=cell) if "samples" in found else 0)]
+    _grow(given.data / "study_distinct.jsonl", judged, lambda cell: on_distinct(given.runs / cell / "model"))
     heads(given.runs, done, given.data / "study_heads.nc")
 
 
@@ -106,6 +114,33 @@ def on_the_way(model: Path) -> dict[str, Any]:
     solved = [k for k in ON_THE_WAY if errors.solved.sel(hops=k)]
     found = {k: hi.decompile(network, task, k, sequences=100, every_way=True) for k in solved}
     return {"programs": {k: program(one) for k, one in found.items()}, "errors": errors.error.values.tolist()}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Strict(Batch):
+    """A batch of which only those positions count on whose chain no letter repeats two hops apart."""
+
+    def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | Tensor) -> Batch:
+        return _Strict(**vars(super().__getitem__(index)))
+
+    @property
+    def scored(self) -> Bool[Tensor, "batch position"]:
+        return Batch(self.task, self.tokens, self.labels, self.find1).no_repeats
+
+
+class _WithoutRepeats(HopTask):
+    """The task asked only on chains on which no letter repeats two hops apart."""
+
+    def sample(self, batch_size: int, hops: Any = None, *, device: str | torch.device = "cpu", **drawn: Any) -> Batch:
+        return _Strict(**vars(super().sample(batch_size, hops, **drawn | {"distinct": True}).to(device)))
+
+
+def on_distinct(model: Path) -> dict[str, Any]:
+    """The program at the largest k that the theorem grants, found and measured on chains without repeats."""
+    network, task = hi.load_fused(model)
+    k = min(2 ** (network.spec.n_layers - 1) - 1, task.max_hops)
+    strict = _WithoutRepeats(task.n_letters, task.alphabet_size, task.max_hops)
+    return {"hops": k} | program(hi.decompile(network, strict, k, sequences=100, every_way=True))
 
 
 def heads(runs: Path, cells: list[str], out: Path) -> None:
