@@ -8,7 +8,9 @@ where each head looks, which jumps add up to k, how many hops each block makes k
 for the models on the way of the seeds that --series names, at full length, and the errors of all k.
 `data/study_distinct.jsonl` has the program at the largest k that the theorem grants, of chains alone on which no letter
 repeats two hops apart. `data/study_heads.nc` says for every model, also one that solves little, how much of each head's
-attention follows each find^j at k = 3 (`align`). What stands in the files is not measured again, so that a run that was stopped goes on, and a study can grow.
+attention follows each find^j at k = 3 (`align`).
+
+What stands in the files is not measured again, so that a run that was stopped goes on, and a study can grow.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class Trial:
         recipe: a preset, settings that differ, and variants (see variants.py): "full lr=0.002 +polar".
         seconds: that its training steps took. `reached`: those at which capacity was measured, None before.
         worst: the largest err_k when it was last measured; None before that.
+        most: steps after which it is given up; None: those that its recipe plans.
     """
 
     recipe: str
@@ -60,6 +61,7 @@ class Trial:
     seconds: float = 0.0
     reached: float | None = None
     worst: float | None = None
+    most: int | None = None
     run: Run = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,17 +80,22 @@ class Trial:
         return list(range(1, 2 ** (self.layers - 1)))
 
     @property
+    def last(self) -> int:
+        """The step after which nothing more is trained."""
+        return min(self.run.config.steps, self.most or self.run.config.steps)
+
+    @property
     def done(self) -> bool:
         """Whether capacity was reached, or no step is left."""
-        return self.reached is not None or self.run.step >= self.run.config.steps
+        return self.reached is not None or self.run.step >= self.last
 
     def go_on(self) -> None:
         """The next steps, timed, and a measurement, not timed."""
         start = self._clock()
-        for _ in range(min(EVERY, self.run.config.steps - self.run.step)):
+        for _ in range(min(EVERY, self.last - self.run.step)):
             self.run.advance()
         self.seconds += self._clock() - start
-        if float(self.run.curriculum.errors[self.hops].max()) < NEAR or self.run.step == self.run.config.steps:
+        if float(self.run.curriculum.errors[self.hops].max()) < NEAR or self.run.step == self.last:
             task = self.run.config.task
             found = hi.evaluate(self.run.averaged, task, hops=self.hops, sequences=SEQUENCES[self.layers], seed=2**20)
             self.worst = float(found.error.max())
@@ -115,7 +122,9 @@ class Trial:
         }
 
 
-def trials(layers: Sequence[int], seeds: int, recipes: Sequence[str], device: str, out: Path) -> Iterator[dict[str, Any]]:
+def trials(
+    layers: Sequence[int], seeds: int, recipes: Sequence[str], device: str, out: Path, most: int | None = None
+) -> Iterator[dict[str, Any]]:
     """The results of all, those that `out` has first."""
     known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     kept = {(one["recipe"], one["layers"], one["seed"], one["device"]): one for one in known}
@@ -123,7 +132,7 @@ def trials(layers: Sequence[int], seeds: int, recipes: Sequence[str], device: st
         for seed in range(seeds):
             names = {recipe: (recipe, depth, seed, device) for recipe in recipes}
             yield from (kept[key] for key in names.values() if key in kept)
-            running = [Trial(*key) for key in names.values() if key not in kept]
+            running = [Trial(*key, most=most) for key in names.values() if key not in kept]
             while running:
                 for trial in running:
                     trial.go_on()
@@ -162,6 +171,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on (default: 3)")
     parser.add_argument("--recipes", nargs="+", default=["first", "full"], help="a preset and changes (default: first full)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    parser.add_argument("--most", type=int, help="steps after which a run is given up (default: those it plans)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads (default: 1)")
     parser.add_argument(
         "--out", type=Path, default=Path("times.jsonl"), help="results kept and found (default: times.jsonl)"
@@ -170,7 +180,7 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     keep_memory()  # for every recipe alike: the process has one allocator
     records = []
-    for record in trials(settings.layers, settings.seeds, settings.recipes, settings.device, settings.out):
+    for record in trials(settings.layers, settings.seeds, settings.recipes, settings.device, settings.out, settings.most):
         records.append(record)
         print(json.dumps(record), flush=True)
     Console().print(table(records, settings.recipes))
