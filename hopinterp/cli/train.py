@@ -17,7 +17,7 @@ from hopinterp.cli.shared import Number, Whole, choices, show, whole, working
 from hopinterp.devices import find_device, most_threads
 from hopinterp.errors import HopInterpError
 from hopinterp.shown import legible
-from hopinterp.training.config import PRESETS, TrainConfig
+from hopinterp.training.config import DEEP, PRESETS, TrainConfig
 
 Out = Annotated[Path | None, typer.Option(help="The run directory to make; the model will be in it.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with the run in this directory; all settings are its own.")]
@@ -110,6 +110,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def _option(setting: Field[Any], kind: Any, panel: str) -> inspect.Parameter:
     plain = _text(setting.default)
     others = {name: _text(preset.settings.get(setting.name, setting.default)) for name, preset in PRESETS.items()}
+    deep = {name: preset.deep for name, preset in PRESETS.items() if setting.name in preset.deep}
+    others |= {f"{name} from {DEEP} layers on": _text(changed[setting.name]) for name, changed in deep.items()}
     differing = "".join(f"; {name} {text}" for name, text in others.items() if text != plain)
     parsed: dict[type, Any] = {int: Whole, float: Number}
     parser = parsed[kind]() if kind in parsed else None

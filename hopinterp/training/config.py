@@ -56,7 +56,7 @@ def _setting(default: Any, words: str, allowed: _Range | None = None) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. The defaults are the `full` preset, our recipe; see `preset`.
+    """One training run. The defaults are the `full` preset, our recipe, up to four blocks; see `preset`.
 
     What each setting means stands beside it, and is what `hopinterp train --help` says.
 
@@ -162,7 +162,7 @@ class TrainConfig:
 
     @classmethod
     def preset(cls, name: str, **settings: Any) -> TrainConfig:
-        """A named plan (see PRESETS), with some settings changed: those that are not None.
+        """A named plan (see PRESETS), as it is for that depth, with some settings changed: those that are not None.
 
         Raises:
             HopInterpError: no such preset or setting.
@@ -174,7 +174,11 @@ class TrainConfig:
             raise HopInterpError(f"training has no setting {min(unknown)!r}")
         if given.get("samples"):
             given = {"curriculum": False, "short_until": (0.0, 0.0)} | given
-        return replace(cls(**PRESETS[name].settings), **given)
+        plan = cls(**PRESETS[name].settings)
+        layers = given.get("layers", plan.layers)
+        if isinstance(layers, int) and layers >= DEEP:
+            plan = replace(plan, **PRESETS[name].deep)
+        return replace(plan, **given)
 
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> TrainConfig:
@@ -189,7 +193,7 @@ class TrainConfig:
 
     def command(self) -> str:
         """The command line that trains this model again."""
-        plain = TrainConfig()
+        plain = TrainConfig.preset("full", layers=self.layers)
         words = ["hopinterp train --preset full"]
         for name, value in self.to_dict().items():
             flag = name.replace("_", "-")
@@ -218,10 +222,11 @@ def only_records(setting: str) -> bool:
 
 
 class Preset(NamedTuple):
-    """A named plan: what it is for, and what it changes of the defaults."""
+    """A named plan: what it is for, what it changes of the defaults, and what besides from DEEP blocks on."""
 
     words: str
     settings: dict[str, Any]
+    deep: dict[str, Any]
 
 
 _PLAIN: dict[str, Any] = {"short_until": (0.0, 0.0), "bf16": False}
@@ -238,9 +243,11 @@ _FIRST = {
     "short_until": (0.2, 0.5),
 }
 
+DEEP = 5
+"""From so many blocks on the recipe has a lower rate and holds nothing back: benchmarks/recipes.md."""
 PRESETS = {
-    "full": Preset("our recipe", {}),
-    "quick": Preset("a tiny model in a minute", _QUICK | _PLAIN),
-    "paper": Preset("as published: GPT-2's architecture, every k from the start", _PAPER | _PLAIN),
-    "first": Preset("the recipe of version 0.1, which trained the shipped models", _FIRST),
+    "full": Preset("our recipe", {}, deep={"lr": 1.5e-3, "focus": 0.0}),
+    "quick": Preset("a tiny model in a minute", _QUICK | _PLAIN, {}),
+    "paper": Preset("as published: GPT-2's architecture, every k from the start", _PAPER | _PLAIN, {}),
+    "first": Preset("the recipe of version 0.1, which trained the shipped models", _FIRST, {}),
 }

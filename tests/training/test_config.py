@@ -31,6 +31,15 @@ def test_presets_take_changes():
     assert (fixed.curriculum, fixed.short_until) == (False, (0, 0))
 
 
+def test_deep_models_have_settings_of_their_own_unless_others_are_given():
+    shallow, deep = (TrainConfig.preset("full", layers=layers) for layers in (4, 5))
+    assert (shallow.lr, shallow.focus, deep.lr, deep.focus) == (2.5e-3, 2, 1.5e-3, 0)
+    given = TrainConfig.preset("full", layers=5, focus=2.0)
+    assert (given.lr, given.focus) == (1.5e-3, 2)
+    assert given.command() == "hopinterp train --preset full --layers 5 --steps 4000 --focus 2.0 --seed 0"
+    assert TrainConfig.preset("first", layers=6).lr == TrainConfig.preset("first", layers=2).lr
+
+
 def test_the_recipe_of_the_shipped_models_is_kept():
     config = TrainConfig.preset("first", layers=4)
     assert (config.steps, config.batch, config.lr, config.short_until) == (7000, 64, 2e-3, (0.2, 0.5))
