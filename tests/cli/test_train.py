@@ -64,7 +64,7 @@ def test_help_names_every_setting_and_its_defaults(run, monkeypatch):
         assert one.metadata["help"] in rows[name]
         assert ("--no-" + name in rows[name]) == isinstance(one.default, bool)
     assert rows["layers"].endswith("Default: 4; quick 3.")
-    assert rows["lr"].endswith("Default: 0.0025; quick 0.002; paper 0.0001; first 0.002.")
+    assert rows["lr"].endswith("Default: 0.0025; quick 0.002; paper 0.0001; first 0.002; full from 5 layers on 0.0015.")
     assert rows["bf16"].endswith("Default: on; quick off; paper off.")
     assert rows["short-until"].endswith("Default: 0.12 0.2; quick 0.0 0.0; paper 0.0 0.0; first 0.2 0.5.")
     assert rows["samples"].endswith("Default: 0.")
