@@ -19,6 +19,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -30,6 +31,7 @@ from torch import Tensor
 
 import hopinterp as hi
 from hopinterp.files import write_file
+from hopinterp.models.card import read_card
 from hopinterp.shown import finite
 from hopinterp.task import Batch, HopTask
 
@@ -125,7 +127,7 @@ class _Strict(Batch):
     def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | Tensor) -> Batch:
         return _Strict(**vars(super().__getitem__(index)))
 
-    @property
+    @cached_property
     def scored(self) -> Bool[Tensor, "batch position"]:
         return Batch(self.task, self.tokens, self.labels, self.find1).no_repeats
 
@@ -140,7 +142,7 @@ class _WithoutRepeats(HopTask):
 def on_distinct(model: Path) -> dict[str, Any]:
     """The program at the largest k that the theorem grants, found and measured on chains without repeats."""
     network, task = hi.load_fused(model)
-    k = min(2 ** (network.spec.n_layers - 1) - 1, task.max_hops)
+    k = read_card(model).granted
     strict = _WithoutRepeats(task.n_letters, task.alphabet_size, task.max_hops)
     return {"hops": k} | program(hi.decompile(network, strict, k, sequences=100, every_way=True))
 

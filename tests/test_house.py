@@ -77,8 +77,8 @@ HOUSE = {
     "decompile": (
         "abreast",
         "routes",
-        "route_fitting",
         "routed_runs",
+        "route_fitting",
         "controls",
         "nodes",
         "watched_rows",

@@ -9,8 +9,8 @@ from typing import Any
 
 import safetensors.torch
 
-from hopinterp.decompile.kept import check_shown, packed, reading_record, unpacked
-from hopinterp.decompile.records import FORMAT, FOUND, TENSORS, Decompiled, found_files, percent, read_record, write_found
+from hopinterp.decompile.kept import check_shown, packed, reading_record, unpacked, write_record
+from hopinterp.decompile.records import FORMAT, FOUND, TENSORS, Decompiled, found_files, percent, read_record
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import FAILED
 from hopinterp.files import read_digested, read_json
@@ -90,7 +90,7 @@ class Decompilation(Shown):
         Raises:
             HopInterpError: it exists, or cannot be written.
         """
-        write_found(Path(directory), self.files())
+        write_record(directory, self.files(), "what was found")
 
     def files(self) -> dict[str, bytes]:
         """What `save` writes, by the files' names."""

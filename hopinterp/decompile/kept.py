@@ -1,4 +1,4 @@
-"""Records of dataclasses, tuples, sets and numbers as JSON values and back, by their annotations."""
+"""Records of dataclasses, tuples, sets and numbers as JSON values and back, by their annotations; and their directories."""
 
 from __future__ import annotations
 
@@ -14,6 +14,23 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.remembered import Codec
+from hopinterp.files import write_directory
+
+
+def write_record(directory: str | Path, files: Mapping[str, bytes], what: str) -> None:
+    """A record as a directory of its own, whole or not at all.
+
+    Args:
+        files: their contents, by name.
+        what: is written, in words.
+
+    Raises:
+        HopInterpError: the directory exists, or cannot be written.
+    """
+    target = Path(directory)
+    if target.exists():
+        raise HopInterpError(f"{target} exists; {what} is saved to a directory of its own")
+    write_directory(target, files)
 
 
 def packed(value: Any) -> Any:

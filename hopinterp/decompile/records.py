@@ -19,7 +19,7 @@ from hopinterp.decompile.controls import Controls, Faithfulness
 from hopinterp.decompile.derivations import ValueTree
 from hopinterp.decompile.effects import Effect
 from hopinterp.decompile.inputs import batch_of, routing_hooks, why
-from hopinterp.decompile.kept import check_shown, packed, unpacked
+from hopinterp.decompile.kept import check_shown, packed, unpacked, write_record
 from hopinterp.decompile.nodes import Jumps, Node, told
 from hopinterp.decompile.program import FoundProgram
 from hopinterp.decompile.queries import Queries
@@ -28,7 +28,7 @@ from hopinterp.decompile.routes import Route, Routing
 from hopinterp.decompile.writing import write_program
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.remembered import Codec
-from hopinterp.files import digest, write_directory
+from hopinterp.files import digest
 from hopinterp.models.fused import FusedTransformer
 from hopinterp.models.hooks import HookFunction
 from hopinterp.shown import Row, Shown, plain
@@ -372,7 +372,7 @@ class Decompiled(Shown):
         Raises:
             HopInterpError: it exists, or cannot be written.
         """
-        write_found(Path(directory), self.files())
+        write_record(directory, self.files(), "what was found")
 
     def files(self) -> dict[str, bytes]:
         """What `save` writes, by the files' names."""
@@ -397,20 +397,6 @@ def percent(share: float) -> str:
 _RECORDS = {"faithfulness": Faithfulness, "controls": Controls, "tree": ValueTree, "queries": Queries}
 
 
-def write_found(target: Path, found: Mapping[str, bytes]) -> None:
-    """What was found as a directory, whole or not at all.
-
-    Args:
-        found: files as `found_files` makes them.
-
-    Raises:
-        HopInterpError: it exists, or cannot be written.
-    """
-    if target.exists():
-        raise HopInterpError(f"{target} exists; what was found is saved to a directory of its own")
-    write_directory(target, found)
-
-
 def found_files(found: Mapping[int, Decompiled], more: Mapping[str, Any]) -> dict[str, bytes]:
     """What was found at some k as files of a directory, by name."""
     records = {str(k): _record(one) for k, one in found.items()}
@@ -432,7 +418,7 @@ def _record(one: Decompiled) -> dict[str, Any]:
 def read_record(
     given: dict[str, Any], hops: int, tensors: Mapping[str, Tensor], network: FusedTransformer | None
 ) -> Decompiled:
-    """What `write_found` kept of one k. Raises ValueError, KeyError or TypeError where it is none of its records."""
+    """What `found_files` kept of one k. Raises ValueError, KeyError or TypeError where it is none of its records."""
     task = HopTask(**given["task"])
     routes = unpacked(tuple[tuple[Route, ...], ...], given["routes"])
     return Decompiled(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hopinterp.decompile.routed_runs import in_parts
 from hopinterp.decompile.routes import Part, Route, Routing, positions, same_letter
 from hopinterp.errors import HopInterpError
 from hopinterp.models.fused import FusedTransformer
@@ -23,7 +24,6 @@ CONTENT_FREE_GAIN = 0.02
 """The mean pattern must explain this share more than the best named rule: where both fit equally the named one is given."""
 NULL_FIRST = 0.90
 """Null rows that put this much on the hop token look there by rule; otherwise their mean by position is the rule."""
-_BATCH = 50
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def fit_routes(model: FusedTransformer, task: HopTask, hops: int, sequences: int
         raise HopInterpError(f"sequences is {sequences}; the mean pattern of a rule needs at least two")
     batch = task.sample(sequences, hops=hops, seed=seed, device=model.device)
     names = [pattern(layer) for layer in range(model.spec.n_layers)]
-    caches = [model.run_with_cache(tokens, names)[1] for tokens in batch.tokens.split(_BATCH)]
+    caches = [model.run_with_cache(part.tokens, names)[1] for part in in_parts(batch)]
     routes, means, null_means = [], [], []
     rules = _Candidates.of(batch)
     for name in names:

@@ -31,7 +31,7 @@ def run_own(model: FusedTransformer, tokens: Int[Tensor, "batch position"]) -> F
 
 
 def in_parts(batch: Batch) -> Iterator[Batch]:
-    """A batch's sequences, as many at a time as have room beside their patterns by rule."""
+    """A batch's sequences, as many at a time as have room beside their patterns."""
     return (batch[start : start + _BATCH] for start in range(0, len(batch), _BATCH))
 
 

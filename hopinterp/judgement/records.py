@@ -14,12 +14,12 @@ import xarray as xr
 
 from hopinterp.decompile.decompilation import Decompilation, load_decompiled
 from hopinterp.decompile.interventions import Rate
-from hopinterp.decompile.kept import check_shown, reading_record, unpacked
+from hopinterp.decompile.kept import check_shown, reading_record, unpacked, write_record
 from hopinterp.decompile.records import Decompiled, found_files
 from hopinterp.decompile.transplants import BlockTransplants
 from hopinterp.errors import HopInterpError
 from hopinterp.evidence.reading.behaviour import SOLVED
-from hopinterp.files import digest, read_digested, read_json, write_directory
+from hopinterp.files import digest, read_digested, read_json
 from hopinterp.judgement.laws import Pace
 from hopinterp.judgement.readings import Control, Resolved
 from hopinterp.judgement.rules import Answer
@@ -287,10 +287,7 @@ class Verdict(Shown):
         Raises:
             HopInterpError: it exists, or cannot be written.
         """
-        target = Path(directory)
-        if target.exists():
-            raise HopInterpError(f"{target} exists; a verdict is saved to a directory of its own")
-        write_directory(target, self.files())
+        write_record(directory, self.files(), "a verdict")
 
     def files(self) -> dict[str, bytes]:
         """What `save` writes, by the files' names."""

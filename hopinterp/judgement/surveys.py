@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hopinterp.decompile.kept import packed, reading_record, unpacked
+from hopinterp.decompile.kept import packed, reading_record, unpacked, write_record
 from hopinterp.errors import HopInterpError
-from hopinterp.files import read_json, write_directory
+from hopinterp.files import read_json
 from hopinterp.judgement.records import FORMAT, Capacity, Verdict, hops_text, load_verdict
 from hopinterp.models.subject import ModelLike
 from hopinterp.shown import Row, Shown
@@ -73,10 +73,7 @@ class Survey(Shown):
         Raises:
             HopInterpError: it exists, or cannot be written.
         """
-        target = Path(directory)
-        if target.exists():
-            raise HopInterpError(f"{target} exists; a survey is saved to a directory of its own")
-        write_directory(target, self.files())
+        write_record(directory, self.files(), "a survey")
 
     def files(self) -> dict[str, bytes]:
         """What `save` writes, by the files' names."""

@@ -6,7 +6,7 @@ The command line reads this file before anything is trained: it loads neither to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hopinterp.errors import HopInterpError
@@ -174,11 +174,10 @@ class TrainConfig:
             raise HopInterpError(f"training has no setting {min(unknown)!r}")
         if given.get("samples"):
             given = {"curriculum": False, "short_until": (0.0, 0.0)} | given
-        plan = cls(**PRESETS[name].settings)
-        layers = given.get("layers", plan.layers)
-        if isinstance(layers, int) and layers >= DEEP:
-            plan = replace(plan, **PRESETS[name].deep)
-        return replace(plan, **given)
+        _, plan, deep = PRESETS[name]
+        layers = (plan | given).get("layers", cls.layers)
+        is_deep = isinstance(layers, int) and layers >= DEEP
+        return cls(**plan | (deep if is_deep else {}) | given)
 
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> TrainConfig:
