@@ -93,11 +93,12 @@ def programs(run: Path) -> dict[str, Any]:
 
 
 def program(found: hi.Decompiled) -> dict[str, Any]:
-    """What is compared between models. `heads`: each head's rule, its parts as (kind, hop, share)."""
+    """What is compared between models. `known`: the hops that nodes bring by each block, where `reach` has also what only a
+    later jump implies. `heads`: each head's rule, its parts as (kind, hop, share)."""
     return {
         "derivations": found.derivations,
         "reach": found.reach,
-        "implied": found.queries.implied,
+        "known": found.queries.known,
         "nodes": len(found.tree.nodes),
         "explained": found.explained,
         "missed": found.missed_briefly,

@@ -187,7 +187,6 @@ def figure(found: xr.Dataset, published: Published | None = None, title: str = "
     if not groups:
         raise HopInterpError("there is nothing to draw: no cell is done")
     look = looks([*groups, *(name for name in published or {} if name not in groups)])
-    most = max(group.sizes["cell"] for group in groups.values())
     with style() as one:
         drawn = Figure(figsize=(5.4, 3.3))
         axes = drawn.subplots()
@@ -206,9 +205,18 @@ def figure(found: xr.Dataset, published: Published | None = None, title: str = "
         axes.set(xlabel="hops k", ylabel="error on answered positions (%)", title=title or "err$_k$")
         axes.set_ylim(bottom=-1.5)
         handles, names = axes.get_legend_handles_labels()
-        band = f"least to largest of {most} seeds" if most > 1 else "95% interval"
+        band = _band({group.sizes["cell"] for group in groups.values()})
         drawn.legend([*handles, Patch(color=one.quiet, alpha=0.3, lw=0)], [*names, band], loc="outside right center")
         return drawn
+
+
+def _band(seeds: set[int]) -> str:
+    """What the bands are, where groups have so many seeds."""
+    several = sorted(seeds - {1})
+    if not several:
+        return "95% interval"
+    counts = f"{several[0]} to {several[-1]}" if several[1:] else str(several[0])
+    return f"least to largest of {counts} seeds" + (",\nof one seed its 95% interval" if 1 in seeds else "")
 
 
 def sweep_json(found: xr.Dataset) -> dict[str, Any]:

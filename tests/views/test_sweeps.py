@@ -99,7 +99,9 @@ def test_the_figure_has_a_band_from_the_least_to_the_largest(found):
     assert lines["depth 2, published"].get_color() == lines["depth 2"].get_color()
     heights = [set(band.get_paths()[0].vertices[:, 1].round(6)) for band in axes.collections]
     assert {20.0, 40.0} <= heights[0]
-    assert figure.legends[0].get_texts()[-1].get_text() == "least to largest of 3 seeds"
+    assert figure.legends[0].get_texts()[-1].get_text() == "least to largest of 2 to 3 seeds"
+    mixed = sweeps.figure(found.isel(cell=[0, 1, 3])).legends[0].get_texts()[-1].get_text()
+    assert mixed == "least to largest of 2 seeds,\nof one seed its 95% interval"
     one = sweeps.figure(found.isel(cell=[0]))
     assert one.legends[0].get_texts()[-1].get_text() == "95% interval"
     with pytest.raises(HopInterpError, match="no cell is done"):
