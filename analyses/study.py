@@ -52,12 +52,12 @@ def main() -> None:
     write_file(given.data / "study.nc", bytes(found.to_netcdf(encoding=_packed(found))))
     done = found.cell.values[(found.status == "done").values].tolist()
     print(f"{len(done)} of {found.sizes['cell']} models are done")
-    _grow(given.data / "study_programs.jsonl", [(cell,) for cell in done], lambda cell: programs(given.runs / cell))
+    grow(given.data / "study_programs.jsonl", [(cell,) for cell in done], lambda cell: programs(given.runs / cell))
     seeds = [cell for cell in done if int(found.seed.sel(cell=cell)) in given.series]
     steps = [(cell, path.name) for cell in seeds for path in sorted((given.runs / cell / "series").glob("[0-9]*"))]
-    _grow(given.data / "study_series.jsonl", steps, lambda cell, step: on_the_way(given.runs / cell / "series" / step))
+    grow(given.data / "study_series.jsonl", steps, lambda cell, step: on_the_way(given.runs / cell / "series" / step))
     judged = [(cell,) for cell in done if not int(found.samples.sel(cell=cell) if "samples" in found else 0)]
-    _grow(given.data / "study_distinct.jsonl", judged, lambda cell: on_distinct(given.runs / cell / "model"))
+    grow(given.data / "study_distinct.jsonl", judged, lambda cell: on_distinct(given.runs / cell / "model"))
     heads(given.runs, done, given.data / "study_heads.nc")
 
 
@@ -66,7 +66,7 @@ def _packed(found: xr.Dataset) -> dict[Any, Any]:
     return {name: {"dtype": "float32"} for name, one in found.items() if one.dtype == np.float64}
 
 
-def _grow(out: Path, wanted: list[tuple[str, ...]], measure: Any) -> None:
+def grow(out: Path, wanted: list[tuple[str, ...]], measure: Any) -> None:
     """A line of JSON for each of what is wanted that has none yet."""
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
     there = {tuple(line["of"]) for line in lines}
@@ -145,7 +145,10 @@ def on_distinct(model: Path) -> dict[str, Any]:
     network, task = hi.load_fused(model)
     k = read_card(model).granted
     strict = _WithoutRepeats(task.n_letters, task.alphabet_size, task.max_hops)
-    return {"hops": k} | program(hi.decompile(network, strict, k, sequences=100, every_way=True))
+    try:
+        return {"hops": k} | program(hi.decompile(network, strict, k, sequences=100, every_way=True))
+    except hi.HopInterpError as error:  # it does not solve k there
+        return {"hops": k, "explained": False, "refused": str(error)}
 
 
 def heads(runs: Path, cells: list[str], out: Path) -> None:

@@ -80,7 +80,7 @@ def _words(parameter: Any) -> str:
 def notebooks() -> str:
     """Title, question and finding of every notebook, from its first cell, with the notebook itself."""
     parts = []
-    for path in sorted((ROOT / "analyses").glob("[0-9]*.ipynb")):
+    for path in sorted((ROOT / "analyses").glob("[0-9]*.ipynb"), key=lambda path: int(path.stem.split("_")[0])):
         first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         title, text = first.removeprefix("# ").split("\n", 1)
         text = re.split(r"\n\n(?!\*\*)", text.strip())[0]

@@ -16,7 +16,7 @@ from PIL import Image
 from hopinterp.views import circuits
 
 ANALYSES = Path(__file__).parents[1] / "analyses"
-NOTEBOOKS = sorted(ANALYSES.glob("*.ipynb"))
+NOTEBOOKS = sorted(ANALYSES.glob("*.ipynb"), key=lambda path: int(path.stem.split("_")[0]))
 WITH_AUTHORS_FILES = [path for path in NOTEBOOKS if "HOPINTERP_PAPER_DIR" in path.read_text(encoding="utf-8")]
 QUICK = {
     "HOPINTERP_SEQUENCES": "12",
@@ -62,8 +62,8 @@ def test_every_cell_runs_with_the_authors_files(path, tmp_path, monkeypatch, pap
     assert str(paper) not in outputs
 
 
-def test_all_nine_are_there():
-    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [str(number) for number in range(1, 10)]
+def test_all_ten_are_there():
+    assert [path.stem.split("_")[0] for path in NOTEBOOKS] == [str(number) for number in range(1, 11)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names(NOTEBOOKS))
@@ -89,7 +89,11 @@ def test_together_they_are_small():
         path.stat().st_size for path in ANALYSES.rglob("*") if path.is_file() and "ipynb_checkpoints" not in str(path)
     )
     assert size < 5000 * _KILOBYTE
-    assert sorted(os.listdir(ANALYSES / "data")) == ["depth4_dynamics.nc", "verdicts.jsonl"]
+    study = [
+        f"study{rest}"
+        for rest in (".nc", *(f"_{of}.jsonl" for of in ("distances", "distinct", "programs", "series")), "_heads.nc")
+    ]
+    assert set(os.listdir(ANALYSES / "data")) == {"depth4_dynamics.nc", "verdicts.jsonl", *study}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names(NOTEBOOKS))
