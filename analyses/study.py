@@ -7,8 +7,8 @@
 where each head looks, which jumps add up to k, how many hops each block makes known. `data/study_series.jsonl` has the same
 for the models on the way of the seeds that --series names, at full length, and the errors of all k.
 `data/study_distinct.jsonl` has the program at the largest k that the theorem grants, of chains alone on which no letter
-repeats two hops apart. `data/study_heads.nc` says for every model, also one that solves little, how much of each head's
-attention follows each find^j at k = 3 (`align`).
+repeats two hops apart. `data/study_heads.nc` says for every model, also one that solves little and those of --also,
+how much of each head's attention follows each find^j at k = 3 (`align`), and its errors.
 
 What stands in the files is not measured again, so that a run that was stopped goes on, and a study can grow.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, help="the sweep's directory")
     parser.add_argument("--series", type=int, nargs="*", default=[0], help="seeds whose models on the way are decompiled")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="runs beside the sweep whose heads are read too")
     parser.add_argument("--data", type=Path, default=DATA, help="directory of what is written")
     given = parser.parse_args()
     found = hi.sweep_results(given.runs)
@@ -58,7 +59,7 @@ def main() -> None:
     grow(given.data / "study_series.jsonl", steps, lambda cell, step: on_the_way(given.runs / cell / "series" / step))
     judged = [(cell,) for cell in done if not int(found.samples.sel(cell=cell) if "samples" in found else 0)]
     grow(given.data / "study_distinct.jsonl", judged, lambda cell: on_distinct(given.runs / cell / "model"))
-    heads(given.runs, done, given.data / "study_heads.nc")
+    heads([given.runs / cell for cell in done] + given.also, given.data / "study_heads.nc")
 
 
 def _packed(found: xr.Dataset) -> dict[Any, Any]:
@@ -151,22 +152,22 @@ def on_distinct(model: Path) -> dict[str, Any]:
         return {"hops": k, "explained": False, "refused": str(error)}
 
 
-def heads(runs: Path, cells: list[str], out: Path) -> None:
-    """How much of each head's attention follows each find^j, of all models."""
+def heads(runs: list[Path], out: Path) -> None:
+    """How much of each head's attention follows each find^j, and err_k, of every run's model."""
     kept = xr.load_dataset(out) if out.exists() else None
     known = [] if kept is None else kept.cell.values.tolist()
-    new = list(_attended(runs, [cell for cell in cells if cell not in known]))
+    new = [_attended(run) for run in runs if run.name not in known]
     if new:
         parts = [*([] if kept is None else [kept]), *new]
         together = xr.concat(parts, "cell", join="outer", combine_attrs="override")
         write_file(out, bytes(together.to_netcdf(encoding=_packed(together))))
 
 
-def _attended(runs: Path, cells: list[str]) -> Iterator[xr.Dataset]:
-    for cell in cells:
-        network, task = hi.load_fused(runs / cell / "model")
-        found = hi.align(network, task, ATTENDED, sequences=100)
-        yield found.expand_dims(cell=[cell])
+def _attended(run: Path) -> xr.Dataset:
+    network, task = hi.load_fused(run / "model")
+    errors = hi.evaluate(network, task, sequences=200).error.rename(hops="asked")
+    found = hi.align(network, task, ATTENDED, sequences=100)
+    return found.assign(error=errors.drop_vars(set(errors.coords) - {"asked"})).expand_dims(cell=[run.name])
 
 
 if __name__ == "__main__":
