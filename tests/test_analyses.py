@@ -88,7 +88,7 @@ def test_together_they_are_small():
     size = sum(
         path.stat().st_size for path in ANALYSES.rglob("*") if path.is_file() and "ipynb_checkpoints" not in str(path)
     )
-    assert size < 5000 * _KILOBYTE
+    assert size < 7000 * _KILOBYTE
     study = [
         f"study{rest}"
         for rest in (".nc", *(f"_{of}.jsonl" for of in ("distances", "distinct", "programs", "series")), "_heads.nc")
