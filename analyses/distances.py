@@ -63,7 +63,7 @@ def main() -> None:
 def by_distance(run: Path) -> dict[str, Any]:
     """The line of one model."""
     network, task = hi.load_fused(run / "model")
-    k = min(read_card(run / "model").granted, task.max_hops)
+    k = read_card(run / "model").granted
     untrained = Run(read_config(run), "cpu").averaged
     return {
         "errors": {hops: errors(network, task, hops) for hops in range(k, min(k + BEYOND, task.max_hops + 1))},
