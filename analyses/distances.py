@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -64,10 +65,10 @@ def by_distance(run: Path) -> dict[str, Any]:
     """The line of one model."""
     network, task = hi.load_fused(run / "model")
     k = read_card(run / "model").granted
-    untrained = Run(read_config(run), "cpu").averaged
+    models = {"trained": network, "untrained": Run(read_config(run), "cpu").averaged}
     return {
         "errors": {hops: errors(network, task, hops) for hops in range(k, min(k + BEYOND, task.max_hops + 1))},
-        "probes": [probe(network, untrained, task, k, layer, hop) for layer, hop in READ],
+        "probes": probes(models, task, k),
     }
 
 
@@ -91,30 +92,38 @@ def distances(batch: Batch) -> Int[Tensor, "batch hop position"]:
     return batch.find[:, :-1] - batch.find[:, 1:]
 
 
-def probe(network: Any, untrained: Any, task: HopTask, asked: int, layer: int, hop: int) -> dict[str, Any]:
-    """How often a linear probe reads the letter of a hop after a block, by the distance of that hop; asked so many hops."""
-    hits = {}
-    for name, model in (("trained", network), ("untrained", untrained)):
-        rows, letters, _ = _read(model, task.sample(FITTED, asked, seed=1), layer, hop)
-        fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-            fitted.fit(rows[:ROWS], letters[:ROWS])
-        rows, letters, distance = _read(model, task.sample(HELD_OUT, asked, seed=2), layer, hop)
-        hits[name] = fitted.predict(rows) == letters
-    counts = {name: np.bincount(distance[right], minlength=task.n_letters + 1) for name, right in hits.items()}
-    positions = np.bincount(distance, minlength=task.n_letters + 1)
-    there = {name: row[positions > 0].tolist() for name, row in (("positions", positions), *counts.items())}
-    return {"block": layer, "hop": hop, "distance": np.flatnonzero(positions).tolist()} | there
+def probes(models: Mapping[str, Any], task: HopTask, asked: int) -> list[dict[str, Any]]:
+    """How often linear probes read the letters of READ in each model, by the distance of the hop; asked so many hops."""
+    batches = task.sample(FITTED, asked, seed=1), task.sample(HELD_OUT, asked, seed=2)
+    read = {name: [_residuals(model, batch) for batch in batches] for name, model in models.items()}
+    return [_probe(read, *batches, layer, hop) for layer, hop in READ]
 
 
 @torch.no_grad()
-def _read(model: Any, batch: Batch, layer: int, hop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Residuals after a block, the letters of the hop, and its distances, at all positions that have it."""
-    name = f"blocks.{layer}.hook_resid_post"
-    residuals = torch.cat([model.run_with_cache(tokens, [name])[1][name] for tokens in batch.tokens.split(50)])
-    there: Bool[Tensor, "batch position"] = batch.find[:, hop] > 0
-    letters = batch.tokens.gather(1, batch.find[:, hop])
-    return residuals[there].numpy(), letters[there].numpy(), distances(batch)[:, hop - 1][there].numpy()
+def _residuals(model: Any, batch: Batch) -> dict[int, Float[Tensor, "batch position d_model"]]:
+    """The residual stream after each block of READ."""
+    names = {layer: f"blocks.{layer}.hook_resid_post" for layer, _ in READ}
+    caches = [model.run_with_cache(tokens, list(names.values()))[1] for tokens in batch.tokens.split(50)]
+    return {layer: torch.cat([cache[name] for cache in caches]) for layer, name in names.items()}
+
+
+def _probe(
+    read: Mapping[str, list[dict[int, Tensor]]], fitting: Batch, held_out: Batch, layer: int, hop: int
+) -> dict[str, Any]:
+    there = [batch.find[:, hop] > 0 for batch in (fitting, held_out)]
+    letters = [batch.hop_letters[:, hop][of].numpy() for batch, of in zip((fitting, held_out), there, strict=True)]
+    distance = distances(held_out)[:, hop - 1][there[1]].numpy()
+    positions = np.bincount(distance)
+    counts = {"positions": positions}
+    for name, residuals in read.items():
+        rows = [of_batch[layer][of].numpy() for of_batch, of in zip(residuals, there, strict=True)]
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+            fitted.fit(rows[0][:ROWS], letters[0][:ROWS])
+        hits = fitted.predict(rows[1]) == letters[1]
+        counts[name] = np.bincount(distance[hits], minlength=len(positions))
+    seen = {name: row[positions > 0].tolist() for name, row in counts.items()}
+    return {"block": layer, "hop": hop, "distance": np.flatnonzero(positions).tolist()} | seen
 
 
 if __name__ == "__main__":

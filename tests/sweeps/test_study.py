@@ -38,13 +38,16 @@ class Told:
         return None, dict.fromkeys(names, letters * self.knows(batch)[..., None])
 
 
-@pytest.fixture(scope="module")
-def distances():
-    sys.path.insert(0, str(ANALYSES))
-    try:
-        return runpy.run_path(str(ANALYSES / "distances.py"))
-    finally:
-        sys.path.remove(str(ANALYSES))
+@pytest.fixture
+def script(monkeypatch):
+    """Runs one of the study's scripts, as its name says or as `__main__`, and gives what it defines."""
+    monkeypatch.syspath_prepend(str(ANALYSES))
+    return lambda name, **settings: runpy.run_path(str(ANALYSES / name), **settings)
+
+
+@pytest.fixture
+def distances(script):
+    return script("distances.py")
 
 
 def test_errors_are_counted_by_repeats_and_near_hops(distances):
@@ -60,7 +63,8 @@ def test_errors_are_counted_by_repeats_and_near_hops(distances):
 def test_a_probe_is_right_at_the_distances_whose_letters_are_there(distances):
     near = Told(knows=lambda batch: batch.find[:, 1] - batch.find[:, 2] <= 2)
     nothing = Told(knows=lambda batch: torch.zeros_like(batch.scored))
-    found = distances["probe"](near, nothing, TASK, 3, 1, 2)
+    _, found = distances["probes"]({"trained": near, "untrained": nothing}, TASK, 3)
+    assert (found["block"], found["hop"]) == (1, 2)
     for distance, positions, trained, untrained in zip(
         *(found[name] for name in ("distance", "positions", "trained", "untrained")), strict=True
     ):
@@ -70,14 +74,13 @@ def test_a_probe_is_right_at_the_distances_whose_letters_are_there(distances):
     assert sum(found["positions"]) > 2000
 
 
-def test_what_stands_there_is_not_measured_again(tmp_path, tiny, monkeypatch):
+def test_what_stands_there_is_not_measured_again(tmp_path, tiny, monkeypatch, script):
     runs, data = tmp_path / "runs", tmp_path / "data"
     data.mkdir()
     hi.sweep(tiny(layers=2, seed="0-1", keep_every=6, max_hops=8, letters=30), runs, engine="debug", threads=1)
     monkeypatch.setattr(sys, "argv", ["study.py", str(runs), "--data", str(data)])
-    monkeypatch.syspath_prepend(str(ANALYSES))
-    for script in ("study.py", "distances.py"):
-        runpy.run_path(str(ANALYSES / script), run_name="__main__")
+    for name in ("study.py", "distances.py"):
+        script(name, run_name="__main__")
     first = {path.name: path.read_bytes() for path in data.iterdir()}
     assert sorted(first) == sorted(
         f"study{rest}"
@@ -86,8 +89,8 @@ def test_what_stands_there_is_not_measured_again(tmp_path, tiny, monkeypatch):
     cells = ["seed=0", "seed=1"]
     assert xr.load_dataset(data / "study.nc").cell.values.tolist() == cells
     assert [json.loads(line)["of"][0] for line in first["study_programs.jsonl"].decode().splitlines()] == cells
-    for script in ("study.py", "distances.py"):
-        runpy.run_path(str(ANALYSES / script), run_name="__main__")
+    for name in ("study.py", "distances.py"):
+        script(name, run_name="__main__")
     assert {path.name: path.read_bytes() for path in data.iterdir() if path.suffix == ".jsonl"} == {
         name: kept for name, kept in first.items() if name.endswith("jsonl")
     }
